@@ -1,0 +1,1 @@
+"""Save and load PyTorch Distributed Checkpoints directly on object stores."""
