@@ -1,0 +1,116 @@
+"""From a URI to a store: the table of schemes. A new store is one line in it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from dcp_cloud.config import RetryConfig, TransferConfig, check_options, merge_options
+from dcp_cloud.errors import ConfigError, MissingExtraError
+from dcp_cloud.stores.base import ObjectStore
+from dcp_cloud.stores.prefix import PrefixStore
+from dcp_cloud.uri import StoreURI
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scheme:
+    """How a scheme's store is opened.
+
+    Args:
+        loader: ``module:function`` that takes a ``StoreURI`` and the settings, and opens the bucket's root.
+        settings: ``module:class`` of the settings record, in a module that needs no SDK; None if there is none.
+        extra: The extra that brings the SDK; None if none is needed.
+    """
+
+    loader: str
+    settings: str | None = None
+    extra: str | None = None
+
+
+_SCHEMES: Mapping[str, _Scheme] = MappingProxyType(
+    {
+        "memory": _Scheme(loader="dcp_cloud.stores.memory:open_memory"),
+        "file": _Scheme(loader="dcp_cloud.stores.local:open_local"),
+        "s3": _Scheme(loader="dcp_cloud.stores.s3:open_s3", settings="dcp_cloud.stores.s3_config:S3Config", extra="s3"),
+        "gs": _Scheme(
+            loader="dcp_cloud.stores.gcs:open_gcs", settings="dcp_cloud.stores.gcs_config:GCSConfig", extra="gcs"
+        ),
+        "az": _Scheme(
+            loader="dcp_cloud.stores.azure:open_azure",
+            settings="dcp_cloud.stores.azure_config:AzureConfig",
+            extra="azure",
+        ),
+    }
+)
+
+
+def open_store(uri: str | os.PathLike[str] | StoreURI, *, config: object = None) -> ObjectStore:
+    """Open the place that a URI names; keys are relative to its prefix. Nothing is sent yet.
+
+    Args:
+        uri: ``s3://bucket/prefix?option=value``, ``gs://…``, ``az://…``, ``file:///dir``, ``memory://name`` …
+        config: The provider's settings (``S3Config``, ``GCSConfig``, ``AzureConfig``); they win over the options.
+
+    Returns:
+        The store.
+
+    Raises:
+        InvalidURIError: The URI names no place.
+        UnknownOptionError: An option of the URI belongs to no setting.
+        ConfigError: A setting has no valid value, or belongs to another provider.
+        MissingExtraError: The provider's SDK is not installed.
+    """
+    parsed = StoreURI.parse(uri)
+    if parsed.scheme == "file":
+        # Rooted at the directory, not at "/": so the store can refuse whatever leads out of it.
+        return _open(parsed, config)
+    store = _open(parsed, config)
+    return PrefixStore(store, parsed.prefix) if parsed.prefix else store
+
+
+def open_bucket(uri: str | os.PathLike[str] | StoreURI, *, config: object = None) -> ObjectStore:
+    """Open the whole bucket that a URI lies in, so that one client serves many prefixes.
+
+    Args:
+        uri: As for :func:`open_store`; its prefix is passed over. The bucket of a ``file`` URI is the file system.
+        config: As for :func:`open_store`.
+
+    Returns:
+        The store; ``PrefixStore(store, uri.prefix)`` is what :func:`open_store` returns.
+
+    Raises:
+        ConfigError: As for :func:`open_store`.
+    """
+    parsed = StoreURI.parse(uri)
+    return _open(parsed.at("/") if parsed.scheme == "file" else parsed, config)
+
+
+def _open(parsed: StoreURI, config: object) -> ObjectStore:
+    scheme = _SCHEMES[parsed.scheme]
+    settings_type = _load(scheme.settings, parsed, scheme) if scheme.settings else None
+    known = [TransferConfig, RetryConfig] + ([settings_type] if settings_type else [])
+    check_options(parsed.options, known, where=parsed.root)
+    if config is not None and (settings_type is None or not isinstance(config, settings_type)):
+        wanted = settings_type.__name__ if settings_type else "no configuration"
+        raise ConfigError(f"a {parsed.scheme}:// store takes {wanted}, not {type(config).__name__}", key=parsed.root)
+    settings = merge_options(config, settings_type, parsed.options) if settings_type else None
+    store: ObjectStore = _load(scheme.loader, parsed, scheme)(parsed, settings)
+    return store
+
+
+def _load(target: str, uri: StoreURI, scheme: _Scheme) -> Any:  # noqa: ANN401 - a class or a function
+    module, _, name = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("dcp_cloud"):
+            raise ConfigError(f"{uri.scheme}:// is not supported by this version of dcp-cloud", key=uri.root) from error
+        raise MissingExtraError(
+            f"{uri.scheme}:// needs the package {error.name!r}, which is not installed",
+            key=uri.root,
+            hint=f'pip install "dcp-cloud[{scheme.extra}]"',
+        ) from error
