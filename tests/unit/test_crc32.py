@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dcp_cloud.crc32 import combine_crc32
+
+
+@given(st.binary(max_size=300), st.binary(max_size=300))
+def test_combining_equals_summing_the_whole(first: bytes, second: bytes) -> None:
+    """Checksums of two runs combine to the checksum of both laid end to end."""
+    assert combine_crc32(zlib.crc32(first), zlib.crc32(second), len(second)) == zlib.crc32(first + second)
+
+
+@given(st.lists(st.binary(max_size=50), max_size=8))
+def test_a_chain_of_parts_gives_the_checksum_of_the_object(parts: list[bytes]) -> None:
+    """Folding part after part, empty ones included, gives the object's checksum."""
+    crc = 0
+    for part in parts:
+        crc = combine_crc32(crc, zlib.crc32(part), len(part))
+    assert crc == zlib.crc32(b"".join(parts))
+
+
+@pytest.mark.parametrize("exponent", [12, 20, 24])
+def test_long_second_runs(exponent: int) -> None:
+    """The rule holds for runs of the lengths that parts and blocks have."""
+    second = bytes(1 << exponent)
+    assert combine_crc32(zlib.crc32(b"head"), zlib.crc32(second), len(second)) == zlib.crc32(b"head" + second)
+
+
+def test_lengths_beyond_32_bits() -> None:
+    """A run of 5 GiB is combined as if it came in two pieces."""
+    piece = 5 << 29
+    half = combine_crc32(0x12345678, 0, piece)
+    assert combine_crc32(half, 0, piece) == combine_crc32(0x12345678, 0, 2 * piece)
