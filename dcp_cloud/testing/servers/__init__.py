@@ -1,0 +1,25 @@
+"""Object servers that run on this machine, started in a second or less and gone without a trace."""
+
+from __future__ import annotations
+
+from dcp_cloud.testing.servers.access import Access, AzureAccess, GCSAccess, S3Access
+from dcp_cloud.testing.servers.azurite import AzuriteServer
+from dcp_cloud.testing.servers.base import ObjectServer
+from dcp_cloud.testing.servers.ceph import CephServer
+from dcp_cloud.testing.servers.external import ExternalServer, external_servers
+from dcp_cloud.testing.servers.fake_gcs import FakeGCSServer
+from dcp_cloud.testing.servers.moto import MotoServer
+
+__all__ = [
+    "Access",
+    "AzureAccess",
+    "AzuriteServer",
+    "CephServer",
+    "ExternalServer",
+    "FakeGCSServer",
+    "GCSAccess",
+    "MotoServer",
+    "ObjectServer",
+    "S3Access",
+    "external_servers",
+]
