@@ -71,7 +71,7 @@ class ObjectServer(ABC):
         if self._access is not None:
             return self
         if (install := self.missing()) is not None:
-            raise MissingExtraError(f"{self.name} is not installed", hint=install)
+            raise MissingExtraError(f"{self.name} is not installed", hint=f"install it: {install}")
         for attempt in range(1, _STARTS + 1):
             with ExitStack() as resources:
                 directory = resources.enter_context(tempfile.TemporaryDirectory(prefix="dcp-cloud-"))
