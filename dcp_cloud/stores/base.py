@@ -35,7 +35,7 @@ class ObjectMeta:
     Args:
         key: Key relative to the store's root.
         size_bytes: Length of the object.
-        etag: Version token of this content, opaque; differs whenever the content was written anew.
+        etag: Version token, opaque; differs whenever the content differs. On S3 equal content may have equal tokens.
         modified_at: When it was written, with time zone, if the store tells.
     """
 
@@ -155,7 +155,8 @@ class MultipartUpload(Protocol):
             The new object.
 
         Raises:
-            NotFoundError: The upload was completed or aborted before.
+            NotFoundError: The upload was aborted or completed before; some providers answer a repeated completion
+                with the object instead.
             InvalidRequestError: A part is missing or is not the one that was stored.
             TransientError: The request may be repeated; whether it took effect is not known.
         """
@@ -220,7 +221,7 @@ class ObjectStore(Protocol):
         Raises:
             NotFoundError: There is no such object.
             PreconditionError: The object is another version than ``if_match``.
-            InvalidRequestError: The object ends before the range does.
+            OutOfRangeError: The object ends before the range does.
         """
         ...
 

@@ -132,14 +132,8 @@ class S3Store:
                 **arguments,
                 **self._checksum(data, crc32),
             )
-        except PreconditionError as error:
-            if isinstance(condition, IfAbsent):
-                raise AlreadyExistsError("the object is already there", key=key, cause=error.cause) from error
-            raise
-        except BucketNotFoundError:
-            raise
-        except NotFoundError as error:
-            raise PreconditionError("the object is gone", key=key, cause=error.cause) from error
+        except (PreconditionError, NotFoundError) as error:
+            raise _lost_condition(error, condition, key) from error
         return _meta(key, total_bytes(data), answer)
 
     def create_multipart(self, key: str) -> S3Upload:
@@ -210,12 +204,7 @@ class S3Store:
             "delete_objects", subject=keys[0], Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
         )
         for error in answer.get("Errors", ()):
-            raise from_answer(
-                {"Error": error},
-                cause=f"{error.get('Code')}: {error.get('Message')}",
-                action="delete",
-                key=error.get("Key"),
-            )
+            raise from_answer({"Error": error}, action=f"delete_objects on {self.uri}", key=error.get("Key"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +269,14 @@ class S3Upload:
 def open_s3(uri: StoreURI, config: S3Config) -> ObjectStore:
     """Open the bucket that an ``s3://`` URI names."""
     return S3Store(S3Client(uri.bucket, config))
+
+
+def _lost_condition(error: StoreError, condition: PutCondition | None, key: str) -> StoreError:
+    if isinstance(condition, IfAbsent) and isinstance(error, PreconditionError):
+        return AlreadyExistsError("the object is already there", key=key, cause=error.cause)
+    if isinstance(condition, IfMatch) and not isinstance(error, BucketNotFoundError):
+        return PreconditionError("the object is another version or gone", key=key, cause=error.cause)
+    return error
 
 
 def _meta(key: str, size_bytes: int, answer: dict[str, Any]) -> ObjectMeta:

@@ -8,6 +8,8 @@ method is called with an empty placeholder body and the true ``ContentLength``, 
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
@@ -208,6 +210,12 @@ class S3Client:
             raise translate(error, action=action, key=subject or None) from error
 
 
+def _add_content_md5(params: Any, **_kwargs: object) -> None:  # noqa: ANN401 - the SDK's dictionary
+    """Add what S3 demanded of a batch delete before checksums were many; compatible servers still do."""
+    digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
+    params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
+
+
 def _make_client(config: S3Config) -> tuple[Any, Wire]:
     ca_bundle = config.ca_bundle
     if config.session_factory is not None:
@@ -240,6 +248,7 @@ def _make_client(config: S3Config) -> tuple[Any, Wire]:
             user_agent_extra="dcp-cloud",
         ),
     )
+    client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
     wire = Wire(
         WireConfig(
             connect_timeout_s=config.connect_timeout_s,

@@ -24,6 +24,7 @@ from dcp_cloud.errors import (
     TransientError,
     UnauthenticatedError,
     WrongRegionError,
+    redact,
 )
 
 _CREDENTIALS_HINT = (
@@ -194,7 +195,7 @@ def translate(error: BaseException, *, action: str, key: str | None) -> DcpCloud
         The error to raise.
     """
     if isinstance(error, sdk.ClientError):
-        return from_answer(error.response, cause=error, action=action, key=key)
+        return from_answer(error.response, action=action, key=key)
     kind = next((CLASSES[base] for base in type(error).__mro__ if base in CLASSES), InvalidRequestError)
     if isinstance(error, sdk.SSLError) and _is_certificate_error(error):
         return InvalidRequestError(
@@ -206,31 +207,32 @@ def translate(error: BaseException, *, action: str, key: str | None) -> DcpCloud
     return kind(f"{action} failed", key=key, cause=error, hint=_TYPE_HINTS.get(kind))
 
 
-def from_answer(answer: Mapping[str, Any], *, cause: BaseException | str, action: str, key: str | None) -> StoreError:
+def from_answer(answer: Mapping[str, Any], *, action: str, key: str | None) -> StoreError:
     """Turn an error answer of the server into an error of this package.
 
     Args:
-        answer: ``ClientError.response``.
-        cause: The SDK's exception, or its text.
+        answer: ``ClientError.response``, or a record of the same shape.
         action: What was being done.
         key: Object key, or the store's URI.
 
     Returns:
         The error to raise.
     """
-    code = str(answer.get("Error", {}).get("Code", ""))
+    details = answer.get("Error", {})
     metadata = answer.get("ResponseMetadata", {})
-    status = int(metadata.get("HTTPStatusCode", 0))
+    code, status = str(details.get("Code", "")), int(metadata.get("HTTPStatusCode", 0))
     headers = metadata.get("HTTPHeaders", {})
     kind = CODES.get(code) or _STATUSES.get(status) or (TransientError if status >= 500 else InvalidRequestError)
+    cause = redact(": ".join(filter(None, (code, details.get("Message")))))
+    if status:
+        cause += f" (HTTP {status})"
     hint = _CODE_HINTS.get(code) or _TYPE_HINTS.get(kind)
-    region = answer.get("Error", {}).get("Region") or headers.get("x-amz-bucket-region")
+    region = details.get("Region") or headers.get("x-amz-bucket-region")
     if kind is WrongRegionError and region:
         hint = f"the bucket is in {region}: use ?region={region}"
     if issubclass(kind, TransientError):
-        return kind(
-            f"{action} failed", key=key, cause=cause, hint=hint, retry_after_s=_seconds(headers.get("retry-after"))
-        )
+        wait_s = _seconds(headers.get("retry-after"))
+        return kind(f"{action} failed", key=key, cause=cause, hint=hint, retry_after_s=wait_s)
     return kind(f"{action} failed", key=key, cause=cause, hint=hint)
 
 

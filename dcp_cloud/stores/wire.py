@@ -14,6 +14,7 @@ import http.client
 import os
 import ssl
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -183,6 +184,7 @@ class Wire:
         self._idle: dict[Route, deque[Connection]] = {}
         self._pid = os.getpid()
         self._tls: ssl.SSLContext | None = None
+        weakref.finalize(self, _close_all, self._idle)
 
     def __reduce__(self) -> tuple[type[Wire], tuple[WireConfig]]:
         return type(self), (self.config,)
@@ -230,9 +232,7 @@ class Wire:
 
     def close(self) -> None:
         """Close the resting connections. The wire may be used again."""
-        for idle in list(self._idle.values()):
-            while connection := _pop(idle):
-                connection.close()
+        _close_all(self._idle)
 
     def give_back(self, route: Route, connection: Connection) -> None:
         """Keep a connection for the next request; called by a response that was read to its end."""
@@ -286,6 +286,12 @@ class Wire:
             connection.close()
             raise
         return WireResponse(connection, raw, self, route, request.key, reusable=whole and not raw.will_close)
+
+
+def _close_all(pool: dict[Route, deque[Connection]]) -> None:
+    for idle in list(pool.values()):
+        while connection := _pop(idle):
+            connection.close()
 
 
 def _pop(idle: deque[Connection]) -> Connection | None:
