@@ -1,1 +1,94 @@
-"""Save and load PyTorch Distributed Checkpoints directly on object stores."""
+"""Save and load PyTorch Distributed Checkpoints directly on object stores.
+
+::
+
+    import torch.distributed.checkpoint as dcp
+    from dcp_cloud import CloudStorageReader, CloudStorageWriter
+
+    dcp.save(state_dict, storage_writer=CloudStorageWriter("s3://bucket/run/step-100"))
+    dcp.load(state_dict, storage_reader=CloudStorageReader("s3://bucket/run/step-100"))
+"""
+
+import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dcp_cloud.checkpoint.planner import CloudLoadPlanner
+    from dcp_cloud.checkpoint.providers import (
+        AzureStorageReader,
+        AzureStorageWriter,
+        GCSStorageReader,
+        GCSStorageWriter,
+        S3StorageReader,
+        S3StorageWriter,
+    )
+    from dcp_cloud.checkpoint.reader import CloudStorageReader
+    from dcp_cloud.checkpoint.summary import TransferSummary
+    from dcp_cloud.checkpoint.writer import CloudStorageWriter
+    from dcp_cloud.config import RetryConfig, TransferConfig
+    from dcp_cloud.errors import DcpCloudError
+    from dcp_cloud.stores.azure_config import AzureConfig
+    from dcp_cloud.stores.base import ObjectStore
+    from dcp_cloud.stores.gcs_config import GCSConfig
+    from dcp_cloud.stores.registry import open_store
+    from dcp_cloud.stores.s3_config import S3Config
+    from dcp_cloud.uri import StoreURI
+
+__all__ = [
+    "AzureConfig",
+    "AzureStorageReader",
+    "AzureStorageWriter",
+    "CloudLoadPlanner",
+    "CloudStorageReader",
+    "CloudStorageWriter",
+    "DcpCloudError",
+    "GCSConfig",
+    "GCSStorageReader",
+    "GCSStorageWriter",
+    "ObjectStore",
+    "RetryConfig",
+    "S3Config",
+    "S3StorageReader",
+    "S3StorageWriter",
+    "StoreURI",
+    "TransferConfig",
+    "TransferSummary",
+    "open_store",
+]
+
+# Loaded on first use: the command line and the stores do without torch, which takes seconds to import.
+_HOMES: Mapping[str, str] = MappingProxyType(
+    {
+        "AzureConfig": "dcp_cloud.stores.azure_config",
+        "AzureStorageReader": "dcp_cloud.checkpoint.providers",
+        "AzureStorageWriter": "dcp_cloud.checkpoint.providers",
+        "CloudLoadPlanner": "dcp_cloud.checkpoint.planner",
+        "CloudStorageReader": "dcp_cloud.checkpoint.reader",
+        "CloudStorageWriter": "dcp_cloud.checkpoint.writer",
+        "DcpCloudError": "dcp_cloud.errors",
+        "GCSConfig": "dcp_cloud.stores.gcs_config",
+        "GCSStorageReader": "dcp_cloud.checkpoint.providers",
+        "GCSStorageWriter": "dcp_cloud.checkpoint.providers",
+        "ObjectStore": "dcp_cloud.stores.base",
+        "RetryConfig": "dcp_cloud.config",
+        "S3Config": "dcp_cloud.stores.s3_config",
+        "S3StorageReader": "dcp_cloud.checkpoint.providers",
+        "S3StorageWriter": "dcp_cloud.checkpoint.providers",
+        "StoreURI": "dcp_cloud.uri",
+        "TransferConfig": "dcp_cloud.config",
+        "TransferSummary": "dcp_cloud.checkpoint.summary",
+        "open_store": "dcp_cloud.stores.registry",
+    }
+)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

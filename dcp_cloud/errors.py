@@ -16,6 +16,7 @@
     │   │   └── UnauthenticatedError             no credentials, wrong or expired ones
     │   ├── WrongRegionError
     │   ├── InvalidRequestError                  the provider refuses this request for good
+    │   │   └── OutOfRangeError                  the object ends before the range that was asked for
     │   ├── TransientError (ConnectionError)     may pass: the retry layer tries again
     │   │   ├── ThrottledError                   the provider asks for fewer requests
     │   │   └── ChecksumMismatchError            bytes changed on the way
@@ -161,6 +162,10 @@ class WrongRegionError(StoreError):
 
 class InvalidRequestError(StoreError):
     """The provider refuses this request, and would refuse it again."""
+
+
+class OutOfRangeError(InvalidRequestError):
+    """The object ends before the range that was asked for."""
 
 
 class TransientError(StoreError, ConnectionError):

@@ -1,0 +1,118 @@
+"""The place a writer or reader works at: its URI, its store and its settings.
+
+A location pickles as configuration, because a checkpoint process gets its writer through a pipe; the store makes its
+client where it is used. Moving to another prefix of the same bucket keeps the client.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from dcp_cloud.config import TransferConfig, merge_options
+from dcp_cloud.errors import ConfigError
+from dcp_cloud.stores.base import ObjectStore
+from dcp_cloud.stores.prefix import PrefixStore
+from dcp_cloud.stores.registry import open_bucket, open_store
+from dcp_cloud.uri import StoreURI
+
+URILike: TypeAlias = str | os.PathLike[str] | StoreURI
+StoreLike: TypeAlias = ObjectStore | Callable[[StoreURI], ObjectStore]
+
+
+class Location:
+    """Where a checkpoint is, and how to get there.
+
+    Args:
+        uri: The checkpoint's URI.
+        transfer: Transfer settings; they win over the URI's options.
+        store: A store rooted at the URI's place to use instead of opening one, or a function that makes one for a URI.
+        config: The provider's settings (``S3Config`` …).
+        schemes: Schemes to accept; None for all.
+    """
+
+    def __init__(
+        self,
+        uri: URILike,
+        *,
+        transfer: TransferConfig | None,
+        store: StoreLike | None,
+        config: object,
+        schemes: Collection[str] | None,
+    ) -> None:
+        self._argument = transfer
+        self._config = config
+        self._schemes = schemes
+        self._given = store
+        self._bucket: ObjectStore | None = None
+        self.uri = StoreURI.parse(uri)
+        self._enter()
+
+    def move(self, uri: URILike) -> None:
+        """Go to another place.
+
+        Args:
+            uri: Its URI. Options that it leaves out stay as they are within the same bucket.
+
+        Raises:
+            ConfigError: The URI is wrong, or the store was given for one place only.
+        """
+        target = StoreURI.parse(uri)
+        if _same_bucket(target, self.uri) and not target.options:
+            target = replace(target, options=self.uri.options)
+        if (target.root, dict(target.options)) == (self.uri.root, dict(self.uri.options)):
+            return
+        if self._given is not None and not callable(self._given):
+            raise ConfigError(
+                "the store that was passed serves one place only",
+                key=target.root,
+                cause=f"it is rooted at {self.uri.root}",
+                hint="pass store= a function of the URI, or make a new writer or reader",
+            )
+        if not (_same_bucket(target, self.uri) and dict(target.options) == dict(self.uri.options)):
+            self._bucket = None
+        self.uri = target
+        self._enter()
+
+    def _enter(self) -> None:
+        if self._schemes is not None and self.uri.scheme not in self._schemes:
+            raise ConfigError(
+                f"this class works on {' and '.join(sorted(self._schemes))}:// only",
+                key=self.uri.root,
+                hint="use CloudStorageWriter and CloudStorageReader, which take any scheme",
+            )
+        self.transfer = merge_options(self._argument, TransferConfig, self.uri.options)
+        self.store = self._open()
+
+    def _open(self) -> ObjectStore:
+        if self._given is not None:
+            return self._given(self.uri) if callable(self._given) else self._given
+        if self.uri.scheme == "file":
+            return open_store(self.uri, config=self._config)
+        if self._bucket is None:
+            self._bucket = open_bucket(self.uri, config=self._config)
+        return PrefixStore(self._bucket, self.uri.prefix) if self.uri.prefix else self._bucket
+
+
+def _same_bucket(a: StoreURI, b: StoreURI) -> bool:
+    return (a.scheme, a.bucket, a.account, a.endpoint) == (b.scheme, b.bucket, b.account, b.endpoint)
+
+
+def is_checkpoint_uri(checkpoint_id: Any) -> bool:  # noqa: ANN401 - torch passes whatever the user gave
+    """Tell whether a checkpoint id is a URI that this package can serve, for torch's auto-selection.
+
+    Args:
+        checkpoint_id: What the user passed to torch.
+
+    Returns:
+        True for the text of a URI with a known scheme. Plain paths are left to torch's own classes.
+    """
+    if not isinstance(checkpoint_id, str) or "://" not in checkpoint_id:
+        return False
+    try:
+        StoreURI.parse(checkpoint_id)
+    except ConfigError:
+        return False
+    return True

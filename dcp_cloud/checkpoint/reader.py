@@ -1,0 +1,284 @@
+"""torch's ``StorageReader`` on any object store."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import uuid
+from collections.abc import Callable, Collection
+from typing import Any, ClassVar
+
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+from torch.distributed.checkpoint.storage import StorageReader
+from torch.futures import Future
+
+from dcp_cloud.checkpoint.fetch import read_object
+from dcp_cloud.checkpoint.fill import PlanFiller
+from dcp_cloud.checkpoint.location import Location, StoreLike, URILike, is_checkpoint_uri
+from dcp_cloud.checkpoint.summary import SummaryCollector, TransferSummary
+from dcp_cloud.config import TransferConfig
+from dcp_cloud.errors import (
+    BucketNotFoundError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    DcpCloudError,
+    IncompleteCheckpointError,
+    NotFoundError,
+    OutOfRangeError,
+)
+from dcp_cloud.format.layout import DATA_SUFFIX, metadata_key, rank_of_metadata_key
+from dcp_cloud.format.metadata import load_metadata
+from dcp_cloud.transfer.events import EventHook, ignore_event
+
+logger = logging.getLogger(__name__)
+_LISTED = 1000
+
+
+class CloudStorageReader(StorageReader):
+    """Loads a distributed checkpoint from an object store, whoever wrote it.
+
+    Args:
+        uri: Where: ``s3://bucket/prefix``, ``gs://…``, ``az://…``, ``file:///dir``, ``memory://name/prefix``.
+        transfer: Range length, gaps, concurrency, memory, retries; wins over the URI's options.
+        store: A store rooted at the URI's place to use instead of opening one, or a function that makes one from a
+            :class:`~dcp_cloud.uri.StoreURI`.
+        config: The provider's settings, for example :class:`~dcp_cloud.S3Config`.
+        extension_registry: torch's registry of stream transforms, for checkpoints with transforms of your own.
+        allow_global: Allows further classes in ``.metadata``: called with module and name, returns the object to use
+            or None. For planners that put types of their own there.
+        unsafe_metadata: Load ``.metadata`` with the plain unpickler, which runs whatever code it holds. Only for
+            buckets that nobody else can write.
+        on_event: Told of progress and requests, from worker threads.
+
+    Raises:
+        ConfigError: The URI or a setting is wrong. Nothing is sent before the load begins.
+    """
+
+    _schemes: ClassVar[Collection[str] | None] = None
+
+    def __init__(
+        self,
+        uri: URILike,
+        *,
+        transfer: TransferConfig | None = None,
+        store: StoreLike | None = None,
+        config: object = None,
+        extension_registry: Any = None,  # noqa: ANN401 - torch 2.6 has no such class
+        allow_global: Callable[[str, str], object | None] | None = None,
+        unsafe_metadata: bool = False,
+        on_event: EventHook | None = None,
+    ) -> None:
+        super().__init__()
+        self._location = Location(uri, transfer=transfer, store=store, config=config, schemes=self._schemes)
+        self._registry = extension_registry
+        self._allow_global = allow_global
+        self._unsafe_metadata = unsafe_metadata
+        self._hook = on_event or ignore_event
+        self._load_id = uuid.uuid4().hex
+        self._metadata: Metadata | None = None
+        self._failure: DcpCloudError | None = None
+        self.last_load: TransferSummary | None = None
+
+    @property
+    def checkpoint_id(self) -> str:
+        """URI of the checkpoint, without options; torch logs it."""
+        return self._location.uri.root
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Tell torch whether this class can serve a checkpoint id."""
+        return is_checkpoint_uri(checkpoint_id)
+
+    def reset(self, checkpoint_id: URILike | None = None) -> None:
+        """Begin a new load.
+
+        Args:
+            checkpoint_id: A new URI, or None to stay where the reader is.
+        """
+        if checkpoint_id:
+            self._location.move(checkpoint_id)
+        self._metadata = None
+        self._failure = None
+        self._load_id = uuid.uuid4().hex
+
+    # torch passes the rank only to a parameter that is literally called kwargs.
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ANN401, ARG002
+        """Read the commit.
+
+        Args:
+            *args: Unused.
+            **kwargs: ``rank``: read that rank's own commit, of a save without collectives.
+
+        Returns:
+            The metadata. With ``rank``, an empty one if there is no checkpoint at all: torch would bury an error from
+            here in an ``AssertionError``, so the error is raised by ``set_up_storage_reader``.
+
+        Raises:
+            CheckpointNotFoundError: Nothing was committed here.
+            IncompleteCheckpointError: There are data objects, but no commit.
+            CorruptCheckpointError: ``.metadata`` is damaged.
+            UnsafeCheckpointError: ``.metadata`` names something that may not be loaded.
+            StoreError: The store refused.
+        """
+        rank = kwargs.get("rank")
+        if rank is None:
+            try:
+                return self._read_commit(metadata_key())
+            except DcpCloudError as error:
+                self._failure = error
+                raise
+        failure, self._failure = self._failure, None
+        if failure is None or isinstance(failure, (CheckpointNotFoundError, IncompleteCheckpointError)):
+            try:
+                return self._read_commit(metadata_key(rank))
+            except DcpCloudError as error:
+                # Of two ways in which nothing was found, the global one says more.
+                failure = failure if isinstance(error, CheckpointNotFoundError) and failure else error
+        logger.error("cannot load %s: %s", self.checkpoint_id, failure)
+        self._failure = failure
+        return Metadata(state_dict_metadata={}, planner_data={}, storage_data={})
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401, ARG002, FBT001
+        """Take the metadata to load by.
+
+        Args:
+            metadata: What ``read_metadata`` returned.
+            is_coordinator: Unused.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Raises:
+            DcpCloudError: Why ``read_metadata`` found no checkpoint.
+        """
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        self._metadata = metadata
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Return the plan as it is."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """Return the plans as they are."""
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Fill every target of the plan.
+
+        Args:
+            plan: This rank's part of the load.
+            planner: Gives the targets.
+
+        Returns:
+            A completed future.
+
+        Raises:
+            CorruptCheckpointError: Stored bytes are not what was saved.
+            IncompleteCheckpointError: An object that the checkpoint names is gone.
+            StoreError: The store refused.
+        """
+        if self._metadata is None:
+            self._metadata = self.read_metadata()
+        collector = SummaryCollector("load", self.checkpoint_id, self._hook)
+        error: BaseException | None = None
+        try:
+            filler = PlanFiller(
+                self._location.store, self._location.transfer, self._metadata, planner, self._registry, hook=collector
+            )
+            filler.fill(plan)
+        except BucketNotFoundError as caught:
+            error = caught
+            raise
+        except OutOfRangeError as caught:
+            error = CorruptCheckpointError(
+                "an object is shorter than the checkpoint says",
+                key=f"{self.checkpoint_id}/{caught.key}",
+                cause=caught,
+                hint="load another checkpoint; 'dcp-cloud verify' lists everything that is damaged",
+            )
+            raise error from caught
+        except NotFoundError as caught:
+            error = IncompleteCheckpointError(
+                "an object that the checkpoint names is gone",
+                key=f"{self.checkpoint_id}/{caught.key}",
+                cause=caught,
+                hint="if the checkpoint was just replaced by another job, load again; else 'dcp-cloud verify' it",
+            )
+            raise error from caught
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            self.last_load = collector.end(error)
+        summary = self.last_load
+        logger.info(
+            "loaded %d items, %d bytes in %.1f s (%.0f MiB/s) from %s",
+            summary.items,
+            summary.size_bytes,
+            summary.duration_s,
+            summary.bytes_per_s / 2**20,
+            summary.uri,
+        )
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+    def close(self) -> None:
+        """Release connections; the reader may be used again."""
+        self._location.store.close()
+
+    def _read_commit(self, key: str) -> Metadata:
+        try:
+            data, _ = read_object(self._location.store, key, self._location.transfer, hook=self._hook)
+        except BucketNotFoundError:
+            raise
+        except NotFoundError as error:
+            raise self._nothing_committed(error) from error
+        metadata = load_metadata(
+            data,
+            key=f"{self.checkpoint_id}/{key}",
+            extra_allowed=self._allow_global,
+            unsafe=self._unsafe_metadata,
+        )
+        if getattr(metadata, "storage_meta", None) is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self._load_id
+        return metadata
+
+    def _nothing_committed(self, cause: NotFoundError) -> DcpCloudError:
+        """Say what is there instead of a commit: nothing, unfinished data, or checkpoints one level down."""
+        names = self._some_names()
+        ranks = [name for name in names if rank_of_metadata_key(name) is not None]
+        data = [name for name in names if name.endswith(DATA_SUFFIX) and "/" not in name]
+        commits = sorted(name.removesuffix("/.metadata") for name in names if name.endswith("/.metadata"))
+        if commits:
+            return CheckpointNotFoundError(
+                "no checkpoint is committed here",
+                key=self.checkpoint_id,
+                cause=f"there are {len(commits)} checkpoints below",
+                hint=f"load {self.checkpoint_id}/{commits[-1]}, or list them: dcp-cloud ls {self.checkpoint_id}",
+            )
+        if data and not ranks:
+            return IncompleteCheckpointError(
+                "the save of this checkpoint did not finish",
+                key=self.checkpoint_id,
+                cause=f"there are {len(data)} data objects, but no .metadata",
+                hint="load an earlier checkpoint; 'dcp-cloud sweep' removes what is left of this one",
+            )
+        return CheckpointNotFoundError(
+            "no checkpoint is committed here",
+            key=self.checkpoint_id,
+            cause=cause,
+            hint="check the URI; 'dcp-cloud ls' lists the checkpoints below a prefix",
+        )
+
+    def _some_names(self) -> list[str]:
+        """List enough of the prefix to explain what is wrong with it; a prefix may hold millions of objects."""
+        try:
+            return [meta.key for meta in itertools.islice(self._location.store.list(), _LISTED)]
+        except DcpCloudError as error:
+            logger.info("cannot list %s to see what is there: %s", self.checkpoint_id, error)
+            return []

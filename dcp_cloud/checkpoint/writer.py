@@ -1,0 +1,307 @@
+"""torch's ``StorageWriter`` on any object store."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import time
+import uuid
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch.distributed as dist
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
+from torch.futures import Future
+
+from dcp_cloud.checkpoint.commit import (
+    Before,
+    check_complete,
+    commit,
+    delete_rank_commits,
+    delete_replaced,
+    load_replaced,
+    look_before,
+    object_keys,
+)
+from dcp_cloud.checkpoint.encode import EncodedItem, ItemEncoder, estimate_bytes
+from dcp_cloud.checkpoint.fetch import read_object
+from dcp_cloud.checkpoint.location import Location, StoreLike, URILike, is_checkpoint_uri
+from dcp_cloud.checkpoint.summary import SummaryCollector, TransferSummary
+from dcp_cloud.config import TransferConfig
+from dcp_cloud.errors import DcpCloudError, IncompleteCheckpointError, RetriesExhaustedError
+from dcp_cloud.format.layout import data_key, to_storage_info
+from dcp_cloud.format.metadata import dump_metadata
+from dcp_cloud.transfer.events import EventHook, PhaseDone, Planned, ignore_event
+from dcp_cloud.transfer.retry import Retrier
+from dcp_cloud.transfer.retrying import RetryingStore
+from dcp_cloud.transfer.upload import ObjectUpload, Uploader
+
+logger = logging.getLogger(__name__)
+
+# What torch's own writer puts into Metadata.version (torch/distributed/checkpoint/filesystem.py).
+_DCP_VERSION = "1.0.0"
+
+
+@dataclass(slots=True)
+class _Save:
+    """The save under way."""
+
+    save_id: str
+    has_begun: bool = False
+    has_ended: bool = False
+    rank: int = 0
+    use_collectives: bool = True
+    before: Before | None = None
+
+
+class CloudStorageWriter(StorageWriter):
+    """Saves a distributed checkpoint to an object store.
+
+    Args:
+        uri: Where: ``s3://bucket/prefix``, ``gs://…``, ``az://…``, ``file:///dir``, ``memory://name/prefix``. Options
+            may follow a ``?``.
+        overwrite: Whether a committed checkpoint may be replaced. It stays whole until the new one is committed.
+        transfer: Part length, concurrency, memory, retries; wins over the URI's options.
+        store: A store rooted at the URI's place to use instead of opening one, or a function that makes one from a
+            :class:`~dcp_cloud.uri.StoreURI`.
+        config: The provider's settings, for example :class:`~dcp_cloud.S3Config`.
+        extensions: torch's stream transforms, for example ``_extension.ZStandard()``.
+        on_event: Told of progress and requests, from worker threads. In process mode it has to be picklable.
+
+    Raises:
+        ConfigError: The URI or a setting is wrong. Nothing is sent before the save begins.
+    """
+
+    _schemes: ClassVar[Collection[str] | None] = None
+
+    def __init__(
+        self,
+        uri: URILike,
+        *,
+        overwrite: bool = True,
+        transfer: TransferConfig | None = None,
+        store: StoreLike | None = None,
+        config: object = None,
+        extensions: Sequence[Any] = (),
+        on_event: EventHook | None = None,
+    ) -> None:
+        super().__init__()
+        self._location = Location(uri, transfer=transfer, store=store, config=config, schemes=self._schemes)
+        self._overwrite = overwrite
+        self._extensions = tuple(extensions)
+        self._hook = on_event or ignore_event
+        self._save = _Save(_new_id())
+        self.last_save: TransferSummary | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A checkpoint process gets a fresh copy for every save; two copies must not share the id of a save.
+        return {**self.__dict__, "_save": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _save=_Save(_new_id()))
+
+    @property
+    def checkpoint_id(self) -> str:
+        """URI of the checkpoint, without options; torch logs it and stores it."""
+        return self._location.uri.root
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Tell torch whether this class can serve a checkpoint id."""
+        return is_checkpoint_uri(checkpoint_id)
+
+    def reset(self, checkpoint_id: URILike | None = None) -> None:
+        """Begin a new save.
+
+        Args:
+            checkpoint_id: A new URI, or None to stay where the writer is.
+        """
+        if checkpoint_id:
+            self._location.move(checkpoint_id)
+        self._save = _Save(_new_id())
+
+    def storage_meta(self) -> StorageMeta | None:
+        """Name this save, for planners; the same goes into ``.metadata``."""
+        if self._save.has_ended:
+            self._save = _Save(_new_id())
+        return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=self._save.save_id)
+
+    # torch passes rank and use_collectives only to a parameter that is literally called kwargs.
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401, ARG002, FBT001
+        """Look at what the save would replace.
+
+        Args:
+            is_coordinator: Whether this rank commits.
+            *args: Unused.
+            **kwargs: ``rank`` and ``use_collectives``, from torch 2.9 on.
+
+        Raises:
+            CheckpointExistsError: A checkpoint is here and ``overwrite=False``.
+        """
+        if self._save.has_begun:
+            self._save = _Save(_new_id())
+        save = self._save
+        save.has_begun = True
+        save.use_collectives = bool(kwargs.get("use_collectives", True))
+        save.rank = _rank(kwargs.get("rank"))
+        if is_coordinator or not save.use_collectives:
+            rank = None if save.use_collectives else save.rank
+            save.before = look_before(self._retrying(), rank=rank, overwrite=self._overwrite)
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Return the plan as it is: whatever it carried would be cached with it and used again by later saves."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Return the plans as they are: each rank names its own objects."""
+        return plans
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Store every item of the plan.
+
+        Args:
+            plan: This rank's part of the save.
+            planner: Gives the data.
+
+        Returns:
+            A completed future of one result per item.
+
+        Raises:
+            DcpCloudError: Something could not be stored; then nothing of this rank's is left in the store.
+        """
+        save = self._save
+        collector = SummaryCollector("save", self.checkpoint_id, self._hook)
+        collector(Planned(phase="save", size_bytes=sum(map(estimate_bytes, plan.items)), items=len(plan.items)))
+        error: BaseException | None = None
+        try:
+            results = self._write_items(plan, planner, save, collector)
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            save.has_ended = error is not None or save.before is None
+            self.last_save = collector.end(error)
+        summary = self.last_save
+        logger.info(
+            "saved %d items, %d bytes in %.1f s (%.0f MiB/s) to %s",
+            summary.items,
+            summary.size_bytes,
+            summary.duration_s,
+            summary.bytes_per_s / 2**20,
+            summary.uri,
+        )
+        future: Future[list[WriteResult]] = Future()
+        future.set_result(results)
+        return future
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Commit the checkpoint: one atomic write of ``.metadata``.
+
+        Args:
+            metadata: The global metadata; it is not changed, since plan caching uses it again.
+            results: Results of all ranks.
+
+        Raises:
+            IncompleteCheckpointError: A planned item has no result.
+            CommitConflictError: Another job committed here since this save began.
+            CheckpointExistsError: The same, with ``overwrite=False``.
+        """
+        save, store = self._save, self._retrying()
+        began_s = time.monotonic()
+        error: BaseException | None = None
+        try:
+            self._commit(metadata, results, save, store)
+        except RetriesExhaustedError as caught:
+            error = caught
+            raise  # the commit may have taken effect, so the data must stay
+        except DcpCloudError as caught:
+            error = caught
+            self._discard(results, store)
+            raise
+        finally:
+            save.has_ended = True
+            duration_s = time.monotonic() - began_s
+            self._hook(PhaseDone(phase="commit", duration_s=duration_s, error=type(error).__name__ if error else None))
+        logger.info("committed %s in %.2f s", self.checkpoint_id, time.monotonic() - began_s)
+
+    def close(self) -> None:
+        """Release connections; the writer may be used again."""
+        self._location.store.close()
+
+    def _write_items(self, plan: SavePlan, planner: SavePlanner, save: _Save, hook: EventHook) -> list[WriteResult]:
+        encoded: list[EncodedItem] = []
+        with Uploader(self._location.store, self._location.transfer, hook=hook) as uploader:
+            encoder = ItemEncoder(planner, self._extensions, uploader.budget)
+            upload: ObjectUpload | None = None
+            objects = 0
+            remaining_bytes = sum(map(estimate_bytes, plan.items))
+            for item in plan.items:
+                item_bytes = estimate_bytes(item)
+                limit = uploader.store.limits.max_object_bytes
+                if upload is not None and upload.size_bytes + item_bytes > limit:
+                    upload.end()
+                    upload = None
+                if upload is None:
+                    key = data_key(save.rank, objects, save.save_id)
+                    upload = uploader.begin(key, expected_bytes=min(remaining_bytes, limit))
+                    objects += 1
+                encoded.append(encoder.append(item, upload))
+                remaining_bytes -= item_bytes
+            if upload is not None:
+                upload.end()
+            uploader.finish()
+            results = [
+                WriteResult(
+                    index=done.item.index, size_in_bytes=done.size_bytes, storage_data=to_storage_info(done.describe())
+                )
+                for done in encoded
+            ]
+            if len(results) != len(plan.items):
+                raise IncompleteCheckpointError("not every item of the plan was stored", key=self.checkpoint_id)
+        return results
+
+    def _commit(self, metadata: Metadata, results: list[list[WriteResult]], save: _Save, store: RetryingStore) -> None:
+        rank = None if save.use_collectives else save.rank
+        # finish without set_up_storage_writer: somebody drives the writer by hand.
+        before = save.before or look_before(store, rank=rank, overwrite=self._overwrite)
+        committed = copy.copy(metadata)
+        committed.storage_data = check_complete(metadata, results, where=self.checkpoint_id)
+        committed.storage_meta = StorageMeta(checkpoint_id=self.checkpoint_id, save_id=save.save_id)
+        # An attribute rather than an argument: torch 2.6 knows no version.
+        committed.version = _DCP_VERSION
+        replaced = load_replaced(self._read_object, before.key) if before.etag is not None else None
+        commit(store, dump_metadata(committed), before, overwrite=self._overwrite)
+        if replaced is not None:
+            delete_replaced(store, replaced, committed)
+        if before.has_rank_commits:
+            delete_rank_commits(store, self._read_object, committed)
+
+    def _discard(self, results: list[list[WriteResult]], store: RetryingStore) -> None:
+        """Delete the data of a save that was refused; it is not named by anything."""
+        stored = Metadata({})
+        stored.storage_data = {result.index: result.storage_data for rank in results for result in rank}
+        try:
+            store.delete(sorted(object_keys(stored)))
+        except DcpCloudError as error:
+            logger.warning("data of the refused save remains; 'dcp-cloud sweep' will delete it: %s", error)
+
+    def _read_object(self, key: str) -> tuple[bytearray, str]:
+        return read_object(self._location.store, key, self._location.transfer, hook=self._hook)
+
+    def _retrying(self) -> RetryingStore:
+        return RetryingStore(self._location.store, Retrier(config=self._location.transfer.retry, hook=self._hook))
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex
+
+
+def _rank(given: object) -> int:
+    """Name objects by the rank that torch passes; before 2.9 it passes none."""
+    if isinstance(given, int):
+        return given
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

@@ -1,0 +1,120 @@
+"""When to try again, and for how long."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from dcp_cloud.config import RetryConfig
+from dcp_cloud.errors import RetriesExhaustedError, TransferCancelledError, TransientError
+from dcp_cloud.transfer.events import EventHook, RequestDone, ignore_event
+
+logger = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrier:
+    """Repeats one request until it succeeds, fails for good, or runs out of attempts or time.
+
+    Args:
+        config: Bounds.
+        hook: Told of every try.
+        cancelled: Ends a pause at once when set.
+        clock: Monotonic time in seconds.
+        draw: Random number in ``[0, 1)``.
+    """
+
+    config: RetryConfig
+    hook: EventHook = ignore_event
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    clock: Callable[[], float] = time.monotonic
+    draw: Callable[[], float] = random.random
+
+    def call(self, request: Callable[[], ResultT], *, verb: str, key: str, size_bytes: int = 0) -> ResultT:
+        """Run a request, again if need be.
+
+        Args:
+            request: The request; the same bytes every time.
+            verb: Its name, for events and messages.
+            key: The key it concerns.
+            size_bytes: Bytes that a success moves.
+
+        Returns:
+            What the request returned.
+
+        Raises:
+            RetriesExhaustedError: It kept failing with errors that could have passed.
+            TransferCancelledError: The transfer ended while it paused.
+            DcpCloudError: It failed for good.
+        """
+        began_s = self.clock()
+        attempt = 1
+        while True:
+            try_began_s = self.clock()
+            try:
+                result = request()
+            except Exception as error:
+                pause_s = self._pause_s(error, attempt, elapsed_s=self.clock() - began_s)
+                self._tell(verb, key, 0, try_began_s, attempt, error=error, pause_s=pause_s)
+                if pause_s is None:
+                    if isinstance(error, TransientError):
+                        raise self._exhausted(verb, key, attempt, began_s, error) from error
+                    raise
+                self._wait(verb, key, attempt, pause_s, error)
+                attempt += 1
+            else:
+                self._tell(verb, key, size_bytes, try_began_s, attempt)
+                return result
+
+    def _pause_s(self, error: Exception, attempt: int, *, elapsed_s: float) -> float | None:
+        if not isinstance(error, TransientError) or attempt >= self.config.max_attempts:
+            return None
+        bound_s = min(self.config.max_delay_s, self.config.base_delay_s * 2 ** (attempt - 1))
+        pause_s = max(self.draw() * bound_s, error.retry_after_s or 0.0)
+        return None if elapsed_s + pause_s > self.config.total_timeout_s else pause_s
+
+    def _wait(self, verb: str, key: str, attempt: int, pause_s: float, error: Exception) -> None:
+        logger.warning("%s %s: try %d failed, next in %.2f s: %s", verb, key, attempt, pause_s, error)
+        if self.cancelled.wait(pause_s):
+            raise TransferCancelledError(
+                f"{verb} was given up between two tries", key=key, cause="the transfer has failed"
+            ) from error
+
+    def _exhausted(
+        self, verb: str, key: str, attempt: int, began_s: float, error: TransientError
+    ) -> RetriesExhaustedError:
+        return RetriesExhaustedError(
+            f"{verb} failed {attempt} times in {self.clock() - began_s:.1f} s",
+            key=key,
+            cause=error,
+            hint="check the network and the provider's status page; RetryConfig allows more attempts and time",
+        )
+
+    def _tell(
+        self,
+        verb: str,
+        key: str,
+        size_bytes: int,
+        began_s: float,
+        attempt: int,
+        *,
+        error: Exception | None = None,
+        pause_s: float | None = None,
+    ) -> None:
+        self.hook(
+            RequestDone(
+                verb=verb,
+                key=key,
+                size_bytes=size_bytes,
+                duration_s=self.clock() - began_s,
+                attempt=attempt,
+                error=type(error).__name__ if error else None,
+                will_retry=pause_s is not None,
+            )
+        )

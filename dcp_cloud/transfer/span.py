@@ -1,0 +1,102 @@
+"""Stretches of bytes to upload that know their checksum.
+
+A span's CRC-32 is computed once, by whichever thread needs it first, and combined from there on: two halves give the
+whole, blocks give the tensor, spans give the part. A late span's bytes are made when they are first asked for; the
+trailer of a torch record is one, because it holds the checksum of the bytes before it.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Callable, Iterable
+
+from dcp_cloud.crc32 import combine_crc32
+
+class Span:
+    """Bytes of known length and lazily known content.
+
+    Args:
+        nbytes: Length.
+        load: Gives the bytes: a one-dimensional memoryview of format ``B`` and length ``nbytes``. The memory must stay
+            unchanged until the bytes are sent; then it is let go.
+        on_sent: Called once when the store has the bytes, with their number.
+    """
+
+    __slots__ = ("_crc32", "_halves", "_load", "_lock", "nbytes", "on_sent")
+
+    def __init__(
+        self, nbytes: int, load: Callable[[], memoryview], *, on_sent: Callable[[int], None] | None = None
+    ) -> None:
+        self.nbytes = nbytes
+        self.on_sent = on_sent
+        self._load: Callable[[], memoryview] | None = load
+        self._lock = threading.Lock()
+        self._crc32: int | None = None
+        self._halves: tuple[Span, Span] | None = None
+
+    @classmethod
+    def of(cls, data: bytes | bytearray | memoryview, *, on_sent: Callable[[int], None] | None = None) -> Span:
+        """Make a span of bytes that are there already.
+
+        Args:
+            data: The bytes; a memoryview must be C-contiguous.
+            on_sent: As in the constructor.
+
+        Returns:
+            The span; no copy is made.
+        """
+        view = memoryview(data).cast("B")
+        return cls(view.nbytes, lambda: view, on_sent=on_sent)
+
+    def view(self) -> memoryview:
+        """Give the bytes. A span that was split or forgotten has none."""
+        assert self._load is not None  # noqa: S101 - parts hold only spans that are neither
+        return self._load()
+
+    def crc32(self) -> int:
+        """Give the CRC-32 (zlib) of the bytes, computing it the first time."""
+        with self._lock:
+            if self._crc32 is None:
+                self._crc32 = zlib.crc32(self.view()) if self._halves is None else crc32_of(self._halves)
+            return self._crc32
+
+    def forget(self) -> None:
+        """Let go of the bytes, keeping their checksum; they have been sent."""
+        self.crc32()
+        self._load = None
+
+    def split(self, nbytes: int) -> tuple[Span, Span]:
+        """Cut the span in two; its own checksum is combined from theirs from now on.
+
+        Args:
+            nbytes: Length of the first half, above 0 and below the span's length.
+
+        Returns:
+            The halves, which hold the bytes from now on.
+        """
+        load = self._load
+        assert load is not None  # noqa: S101 - a span is split before it is sent
+        halves = (
+            Span(nbytes, lambda: load()[:nbytes], on_sent=self.on_sent),
+            Span(self.nbytes - nbytes, lambda: load()[nbytes:], on_sent=self.on_sent),
+        )
+        with self._lock:
+            self._halves = halves
+            self._load = None
+        return halves
+
+
+def crc32_of(spans: Iterable[Span]) -> int:
+    """Give the CRC-32 of spans that follow one another, computing none of them twice if it is long.
+
+    Args:
+        spans: The spans in order.
+
+    Returns:
+        The CRC-32 (zlib) of all their bytes.
+    """
+    crc = 0
+    for span in spans:
+        crc = combine_crc32(crc, span.crc32(), span.nbytes)
+    return crc

@@ -1,0 +1,233 @@
+"""Uploading: objects are appended to from one thread, cut into equal parts, and sent by many.
+
+::
+
+    with Uploader(store, config) as uploader:
+        upload = uploader.begin("key", expected_bytes=n)
+        upload.append(span)          # waits when enough is under way
+        upload.end()
+        uploader.finish()            # all objects are stored, or the first error is raised
+
+An object that fits into one part is one ``put``. A longer one is a multipart upload that becomes visible, whole, when
+its last part is in. If anything fails, a Ctrl-C included, unfinished uploads are aborted and finished objects are
+deleted: an uploader stores all of its objects or none.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from types import TracebackType
+
+from typing_extensions import Self
+
+from dcp_cloud.config import TransferConfig
+from dcp_cloud.errors import ConfigError, DcpCloudError
+from dcp_cloud.stores.base import MultipartUpload, ObjectStore, Part
+from dcp_cloud.transfer.budget import ByteBudget
+from dcp_cloud.transfer.events import EventHook, Phase, Progressed, ignore_event
+from dcp_cloud.transfer.ranges import upload_part_bytes
+from dcp_cloud.transfer.retry import Retrier
+from dcp_cloud.transfer.retrying import RetryingStore, RetryingUpload
+from dcp_cloud.transfer.span import Span, crc32_of
+from dcp_cloud.transfer.workers import WorkerPool
+
+logger = logging.getLogger(__name__)
+
+# Time for cleaning up after a failure; the failure itself must not wait long for a store that may be gone.
+_CLEAN_UP_S = 15.0
+
+
+class Uploader:
+    """Sends the parts of any number of objects in parallel.
+
+    Args:
+        store: Where to; tries once, this class repeats.
+        config: Part length, concurrency, memory, retries.
+        hook: Told of requests and progress.
+        phase: What the progress events say they belong to.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        config: TransferConfig,
+        *,
+        hook: EventHook = ignore_event,
+        phase: Phase = "save",
+    ) -> None:
+        self._config = config
+        self._hook = hook
+        self._phase: Phase = phase
+        # A part under way may hold a staged copy, so concurrency is a matter of memory too.
+        threads = max(1, min(config.max_concurrency, config.max_inflight_bytes // config.part_size_bytes))
+        self.pool = WorkerPool(threads, queue_limit=threads, name="dcp_cloud-upload")
+        self.budget = ByteBudget(config.max_inflight_bytes)
+        self.store = RetryingStore(store, Retrier(config=config.retry, hook=hook, cancelled=self.pool.cancelled))
+        self._uploads: list[ObjectUpload] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.budget.close()
+        self.pool.__exit__(kind, error, trace)
+        if error is not None:
+            self._undo()
+
+    def begin(self, key: str, *, expected_bytes: int) -> ObjectUpload:
+        """Begin an object.
+
+        Args:
+            key: Its key.
+            expected_bytes: Its length, or an upper bound; decides the length of its parts.
+
+        Returns:
+            The object to append to.
+        """
+        part_bytes = upload_part_bytes(
+            expected_bytes, part_size_bytes=self._config.part_size_bytes, limits=self.store.limits
+        )
+        upload = ObjectUpload(self, key, part_bytes)
+        self._uploads.append(upload)
+        return upload
+
+    def finish(self) -> None:
+        """Wait until every object is stored.
+
+        Raises:
+            BaseException: The first thing that went wrong.
+        """
+        self.pool.join()
+
+    def sent(self, spans: Sequence[Span]) -> None:
+        """Take note of stored bytes (called by uploads).
+
+        Args:
+            spans: What was stored.
+        """
+        for span in spans:
+            span.forget()
+            if span.on_sent is not None:
+                span.on_sent(span.nbytes)
+        self._hook(Progressed(phase=self._phase, size_bytes=sum(span.nbytes for span in spans)))
+
+    def _undo(self) -> None:
+        """Leave nothing behind; failures here are logged, since an error is already on its way."""
+        retry = replace(self._config.retry, total_timeout_s=min(_CLEAN_UP_S, self._config.retry.total_timeout_s))
+        retrier = Retrier(config=retry, hook=self._hook)
+        for upload in self._uploads:
+            try:
+                upload.undo(replace(self.store, retrier=retrier))
+            except DcpCloudError as error:
+                logger.warning("could not clean up %s; 'dcp-cloud sweep' will: %s", upload.key, error)
+
+
+class ObjectUpload:
+    """One object under way. ``append`` and ``end`` belong to one thread.
+
+    Args:
+        uploader: Sends the parts.
+        key: Key of the object.
+        part_bytes: Length of each part but the last.
+    """
+
+    def __init__(self, uploader: Uploader, key: str, part_bytes: int) -> None:
+        self.key = key
+        self.size_bytes = 0
+        self._uploader = uploader
+        self._part_bytes = part_bytes
+        self._open: list[Span] = []
+        self._open_bytes = 0
+        self._multipart: RetryingUpload | None = None
+        self._lock = threading.Lock()
+        self._sent: list[Part] = []
+        self._begun_parts = 0
+        self._ended = False
+        self._stored = False
+
+    @property
+    def open_bytes(self) -> int:
+        """Bytes appended that are not under way yet; only further progress of the appending thread sends them."""
+        return self._open_bytes
+
+    def append(self, span: Span) -> None:
+        """Add bytes at the end, waiting while enough is under way.
+
+        Args:
+            span: The bytes.
+
+        Raises:
+            BaseException: An earlier part failed.
+        """
+        self.size_bytes += span.nbytes
+        while span.nbytes:
+            if self._open_bytes == self._part_bytes:
+                self._send_open()
+            room = self._part_bytes - self._open_bytes
+            head, rest = (span, None) if span.nbytes <= room else span.split(room)
+            self._open.append(head)
+            self._open_bytes += head.nbytes
+            if rest is None:
+                return
+            span = rest
+
+    def end(self) -> None:
+        """Send the rest; the object becomes visible when all of it is in.
+
+        Raises:
+            BaseException: An earlier part failed.
+        """
+        limits = self._uploader.store.limits
+        if self._multipart is None and self._open_bytes <= limits.max_put_bytes:
+            spans, self._open, self._open_bytes = self._open, [], 0
+            self._uploader.pool.submit(lambda: self._put(spans))
+            return
+        self._send_open(is_last=True)
+
+    def undo(self, store: RetryingStore) -> None:
+        """Abort the upload and delete the object, if they got so far.
+
+        Args:
+            store: The store to clean; it retries even though the transfer was cancelled.
+        """
+        if self._multipart is not None and not self._stored:
+            replace(self._multipart, retrier=store.retrier).abort()
+        if self._begun_parts:
+            store.delete([self.key])
+
+    def _send_open(self, *, is_last: bool = False) -> None:
+        limits = self._uploader.store.limits
+        if self._begun_parts == limits.max_parts:
+            raise ConfigError(
+                f"the object would need more than {limits.max_parts} parts", key=self.key, hint="raise part_size"
+            )
+        if self._multipart is None:
+            self._multipart = self._uploader.store.create_multipart(self.key)
+        multipart, index, spans = self._multipart, self._begun_parts, self._open
+        self._open, self._open_bytes = [], 0
+        with self._lock:
+            self._begun_parts += 1
+            self._ended = is_last
+        self._uploader.pool.submit(lambda: self._put_part(multipart, index, spans))
+
+    def _put(self, spans: Sequence[Span]) -> None:
+        self._begun_parts = 1
+        self._uploader.store.put(self.key, [span.view() for span in spans], crc32=crc32_of(spans))
+        self._stored = True
+        self._uploader.sent(spans)
+
+    def _put_part(self, multipart: MultipartUpload, index: int, spans: Sequence[Span]) -> None:
+        part = multipart.put_part(index, [span.view() for span in spans], crc32=crc32_of(spans))
+        self._uploader.sent(spans)
+        with self._lock:
+            self._sent.append(part)
+            is_complete = self._ended and len(self._sent) == self._begun_parts
+        if is_complete:
+            multipart.complete(sorted(self._sent, key=lambda sent: sent.index))
+            self._stored = True
