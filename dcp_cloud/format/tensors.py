@@ -9,9 +9,9 @@ from torch.distributed.tensor import DTensor
 
 from dcp_cloud.errors import UnsupportedFormatError
 from dcp_cloud.format.archive import TensorRecord, is_row_major, tensor_record
+from dcp_cloud.format.tensor_pickle import QUANTISED
 
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
-_QUANTISED = frozenset({torch.quint8, torch.qint8, torch.qint32, torch.quint4x2, torch.quint2x4})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +64,19 @@ def prepare_tensor(tensor: torch.Tensor) -> PreparedTensor | None:
     local = _plain(tensor)
     if local is None:
         return None
+    if local.device.type == "cpu" and not _is_whole(local) and _is_run(local):
+        # A row-major view of a larger storage, such as a shard of a flat parameter: its copy would hold just its bytes.
+        strides = torch.empty_like(local, device="meta").stride()
+        record = tensor_record(local.dtype, tuple(local.shape), strides)
+        return None if record is None else PreparedTensor(record=record, memory=tensor_bytes(local), owns_copy=False)
+    own = local.device.type == "cpu" and _is_whole(local)
     ready = local.detach().cpu()
     if not _is_whole(ready):
         ready = ready.clone()
     record = _record_of(ready)
     if record is None or not _is_whole(ready):
         return None
-    owns_copy = ready.untyped_storage()._cdata != local.untyped_storage()._cdata
-    return PreparedTensor(record=record, memory=_storage_bytes(ready), owns_copy=owns_copy)
+    return PreparedTensor(record=record, memory=_storage_bytes(ready), owns_copy=not own)
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
@@ -108,7 +113,7 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor | None:
         tensor = tensor.to_local()
     if type(tensor) not in _PLAIN_TYPES or tensor.layout is not torch.strided:
         return None
-    if tensor.dtype in _QUANTISED or tensor.is_nested or tensor.device.type == "meta":
+    if tensor.dtype in QUANTISED or tensor.is_nested or tensor.device.type == "meta":
         return None
     return tensor
 
@@ -122,6 +127,11 @@ def _record_of(tensor: torch.Tensor) -> TensorRecord | None:
         conj=tensor.is_conj(),
         neg=tensor.is_neg(),
     )
+
+
+def _is_run(tensor: torch.Tensor) -> bool:
+    """Tell whether the values are one run of bytes in row-major order."""
+    return is_row_major(tuple(tensor.shape), tensor.stride()) and not tensor.is_conj() and not tensor.is_neg()
 
 
 def _is_whole(tensor: torch.Tensor) -> bool:
