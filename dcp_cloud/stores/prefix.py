@@ -35,8 +35,10 @@ class PrefixStore:
     @property
     def uri(self) -> str:
         """The root as text that may be shown."""
-        path = self.prefix.strip("/")
-        return f"{self.store.uri.rstrip('/')}/{path}" if path else self.store.uri
+        root, path = self.store.uri, self.prefix.strip("/")
+        if not path:
+            return root
+        return f"{root}{path}" if root.endswith("/") else f"{root}/{path}"
 
     @property
     def limits(self) -> StoreLimits:

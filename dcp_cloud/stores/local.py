@@ -1,0 +1,270 @@
+"""``file:///dir``: objects as files, each appearing whole at once.
+
+An object is written to a hidden file beside its place, made durable, and then renamed (or, when it must not replace
+anything, linked) into its place. Names that begin with ``.dcp-cloud-`` are the store's own and no objects.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from dcp_cloud.errors import AlreadyExistsError, InvalidRequestError, NotFoundError, PreconditionError, StoreError
+from dcp_cloud.stores.base import (
+    Buffers,
+    IfAbsent,
+    IfMatch,
+    ObjectData,
+    ObjectMeta,
+    ObjectStore,
+    PutCondition,
+    StoreLimits,
+)
+from dcp_cloud.stores.keys import check_crc32, next_level, range_beyond_end, total_bytes
+from dcp_cloud.stores.local_files import (
+    describe,
+    etag_of,
+    make_directory,
+    opened,
+    read_exactly,
+    settle,
+    sync_directory,
+    translated,
+    write_fully,
+)
+from dcp_cloud.stores.local_upload import UPLOAD_PREFIX, LocalUpload, create_upload, find_upload
+from dcp_cloud.uri import StoreURI
+
+_OWN_PREFIX = ".dcp-cloud-"
+# How often a directory may vanish between its creation and the file's: a delete beside us removes empty ones.
+_DIRECTORY_TRIES = 10
+
+_GIB = 1024**3
+# A file system has limits of its own; these only keep part numbers and lengths in a sane range.
+_LIMITS = StoreLimits(
+    min_part_bytes=1,
+    max_part_bytes=1024 * _GIB,
+    max_parts=100_000,
+    max_put_bytes=1024 * _GIB,
+    max_object_bytes=1024 * 1024 * _GIB,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStore:
+    """Files below a directory. Nothing outside of it is touched, neither by ``..`` nor through symbolic links.
+
+    Args:
+        root: Absolute path of the directory; it is created when first written to.
+    """
+
+    root: str
+
+    @property
+    def uri(self) -> str:
+        """The root as text that may be shown."""
+        return f"file://{self.root}"
+
+    @property
+    def limits(self) -> StoreLimits:
+        """The limits in force."""
+        return _LIMITS
+
+    def head(self, key: str) -> ObjectMeta:
+        """Describe an object."""
+        with self._reading("head", key) as fd:
+            return describe(key, _stat_file(fd, key))
+
+    def get(self, key: str, *, max_bytes: int) -> ObjectData:
+        """Read the beginning of an object."""
+        with self._reading("get", key) as fd:
+            meta = describe(key, _stat_file(fd, key))
+            data = bytearray(min(meta.size_bytes, max_bytes))
+            if not read_exactly(fd, [memoryview(data)], 0):
+                raise range_beyond_end(key, 0, len(data), None)
+            return ObjectData(meta=meta, data=bytes(data))
+
+    def get_range(self, key: str, start: int, buffers: Buffers, *, if_match: str | None = None) -> None:
+        """Fill buffers from ``start`` on."""
+        with self._reading("get_range", key) as fd:
+            meta = describe(key, _stat_file(fd, key))
+            if if_match is not None and if_match != meta.etag:
+                raise PreconditionError("the object is another version", key=key)
+            if not read_exactly(fd, buffers, start):
+                raise range_beyond_end(key, start, total_bytes(buffers), meta.size_bytes)
+
+    def put(
+        self, key: str, data: Buffers, *, condition: PutCondition | None = None, crc32: int | None = None
+    ) -> ObjectMeta:
+        """Store a whole object."""
+        check_crc32(data, crc32, key=key)
+        place = self._place(key)
+        with translated("put", key):
+            temporary, fd = self._create_beside(place)
+            try:
+                try:
+                    write_fully(fd, data, 0)
+                    settled = settle(fd)
+                finally:
+                    os.close(fd)
+                _publish(temporary, place, condition, key)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
+            sync_directory(os.path.dirname(place))
+        return describe(key, settled)
+
+    def create_multipart(self, key: str) -> LocalUpload:
+        """Begin an upload in parts."""
+        place = self._place(key)
+        with translated("create_multipart", key):
+            for _ in range(_DIRECTORY_TRIES):
+                with suppress(FileNotFoundError):
+                    make_directory(os.path.dirname(place))
+                    return create_upload(place, key)
+            raise NotFoundError("the directory vanishes again and again", key=key)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete objects."""
+        failure: StoreError | None = None
+        for key in keys:
+            try:
+                self._delete_one(key)
+            except StoreError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def list(self, prefix: str = "") -> Iterator[ObjectMeta]:
+        """List all objects below a prefix."""
+        for key, entry in self._walk(prefix):
+            if not entry.name.startswith(_OWN_PREFIX):
+                with suppress(FileNotFoundError):
+                    yield describe(key, entry.stat(follow_symlinks=False))
+
+    def list_prefixes(self, prefix: str = "") -> Iterator[str]:
+        """List the names of the next level."""
+        return next_level((meta.key for meta in self.list(prefix)), prefix)
+
+    def list_multiparts(self, prefix: str = "") -> Iterator[LocalUpload]:
+        """List unfinished uploads."""
+        for key, entry in self._walk(prefix):
+            if entry.name.startswith(UPLOAD_PREFIX):
+                upload = find_upload(entry.path, key.rpartition("/")[0])
+                if upload is not None:
+                    yield upload
+
+    def close(self) -> None:
+        """Do nothing: there are no connections."""
+
+    @contextmanager
+    def _reading(self, action: str, key: str) -> Iterator[int]:
+        with translated(action, key):
+            try:
+                with opened(self._place(key), os.O_RDONLY) as fd:
+                    yield fd
+            except NotADirectoryError as error:
+                raise NotFoundError("no such object", key=key, cause="a segment of the key is an object") from error
+
+    def _place(self, key: str) -> str:
+        """Turn a key into a path below the root, or refuse it."""
+        segments = key.split("/")
+        if any(segment in ("", ".", "..") or "\0" in segment for segment in segments):
+            raise InvalidRequestError("this key cannot be a path", key=key, hint="use segments that are names")
+        if any(segment.startswith(_OWN_PREFIX) for segment in segments):
+            raise InvalidRequestError(f"names that begin with {_OWN_PREFIX} are the store's own", key=key)
+        place = os.path.join(self.root, *segments)
+        self._check_inside(place, key)
+        return place
+
+    def _check_inside(self, path: str, key: str) -> None:
+        root, real = os.path.realpath(self.root), os.path.realpath(path)
+        if os.path.commonpath((root, real)) != root:
+            raise InvalidRequestError("a symbolic link leads out of the store's root", key=key)
+
+    def _create_beside(self, place: str) -> tuple[str, int]:
+        directory = os.path.dirname(place)
+        temporary = os.path.join(directory, f"{_OWN_PREFIX}put-{uuid.uuid4().hex}")
+        for _ in range(_DIRECTORY_TRIES):
+            with suppress(FileNotFoundError):
+                make_directory(directory)
+                return temporary, os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        raise NotFoundError("the directory vanishes again and again", key=place)
+
+    def _delete_one(self, key: str) -> None:
+        place = self._place(key)
+        with translated("delete", key):
+            try:
+                os.unlink(place)
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                return
+            # Without objects there is no prefix: empty directories go too.
+            directory = os.path.dirname(place)
+            with suppress(OSError):
+                while len(directory) > len(self.root):
+                    os.rmdir(directory)
+                    directory = os.path.dirname(directory)
+
+    def _walk(self, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Go through files and upload directories; symbolic links are not followed."""
+        top = self._place(prefix) if prefix else self.root
+        waiting = [(top, prefix)]
+        while waiting:
+            directory, name = waiting.pop()
+            with translated("list", name):
+                try:
+                    entries = list(os.scandir(directory))
+                except (FileNotFoundError, NotADirectoryError):
+                    continue  # there is nothing, or it went in the meantime
+            for entry in entries:
+                key = f"{name}/{entry.name}" if name else entry.name
+                is_directory = entry.is_dir(follow_symlinks=False)
+                if is_directory and not entry.name.startswith(_OWN_PREFIX):
+                    waiting.append((entry.path, key))
+                elif is_directory or entry.is_file(follow_symlinks=False):
+                    yield key, entry
+
+
+def _publish(temporary: str, place: str, condition: PutCondition | None, key: str) -> None:
+    if isinstance(condition, IfAbsent):
+        try:
+            os.link(temporary, place)
+        except FileExistsError as error:
+            raise AlreadyExistsError("the object is already there", key=key) from error
+    elif isinstance(condition, IfMatch):
+        _replace_version(temporary, place, condition.etag, key)
+    else:
+        os.replace(temporary, place)
+
+
+def _replace_version(temporary: str, place: str, etag: str, key: str) -> None:
+    """Replace a file if it is still that version.
+
+    The lock is on the very file to be replaced: of several that hold its version, the first replaces it, and the
+    others find under their lock that the place holds another file.
+    """
+    try:
+        with opened(place, os.O_RDWR) as fd:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if etag_of(os.stat(place)) != etag:
+                raise PreconditionError("the object is another version", key=key)
+            os.replace(temporary, place)
+    except FileNotFoundError as error:
+        raise PreconditionError("the object is gone", key=key) from error
+
+
+def _stat_file(fd: int, key: str) -> os.stat_result:
+    found = os.fstat(fd)
+    if stat.S_ISDIR(found.st_mode):
+        raise NotFoundError("no such object", key=key, cause="there is a directory of this name")
+    return found
+
+
+def open_local(uri: StoreURI, config: None) -> ObjectStore:  # noqa: ARG001 - every loader takes a configuration
+    """Open the directory that a ``file://`` URI names."""
+    return LocalStore(uri.prefix)

@@ -1,0 +1,89 @@
+"""Conditional puts."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+
+from dcp_cloud.errors import AlreadyExistsError, DcpCloudError, PreconditionError
+from dcp_cloud.stores.base import IfAbsent, IfMatch, ObjectStore, PutCondition
+from tests.conformance.data import put
+from tests.conformance.oracles import Oracle
+
+_RACERS = 16
+
+
+def test_create_only_stores_where_nothing_is(store: ObjectStore, oracle: Oracle):
+    """``IfAbsent`` stores a new object."""
+    meta = store.put("a/b", [memoryview(b"1")], condition=IfAbsent())
+    assert oracle.read("a/b") == b"1"
+    assert meta.etag == store.head("a/b").etag
+
+
+def test_create_only_leaves_what_is_there(store: ObjectStore, oracle: Oracle):
+    """``IfAbsent`` on an existing object raises AlreadyExistsError, and the object stays."""
+    oracle.seed("a", b"old")
+    with pytest.raises(AlreadyExistsError):
+        store.put("a", [memoryview(b"new")], condition=IfAbsent())
+    assert oracle.read("a") == b"old"
+
+
+def test_create_only_stores_after_a_delete(store: ObjectStore):
+    """A deleted object is absent."""
+    put(store, "a", b"1")
+    store.delete(["a"])
+    store.put("a", [memoryview(b"2")], condition=IfAbsent())
+    assert store.get("a", max_bytes=10).data == b"2"
+
+
+def test_a_known_version_is_replaced(store: ObjectStore, oracle: Oracle):
+    """``IfMatch`` with the token of what is there stores, again and again."""
+    oracle.seed("a", b"0")
+    etag = store.head("a").etag
+    for number in range(1, 4):
+        etag = store.put("a", [memoryview(b"%d" % number)], condition=IfMatch(etag)).etag
+    assert oracle.read("a") == b"3"
+
+
+def test_another_version_is_not_replaced(store: ObjectStore, oracle: Oracle):
+    """``IfMatch`` with the token of a replaced version raises PreconditionError, and the object stays."""
+    old = put(store, "a", b"1").etag
+    put(store, "a", b"2")
+    with pytest.raises(PreconditionError):
+        store.put("a", [memoryview(b"3")], condition=IfMatch(old))
+    assert oracle.read("a") == b"2"
+
+
+def test_a_deleted_version_is_not_replaced(store: ObjectStore, oracle: Oracle):
+    """``IfMatch`` where nothing is raises PreconditionError and stores nothing."""
+    old = put(store, "a", b"1").etag
+    store.delete(["a"])
+    with pytest.raises(PreconditionError):
+        store.put("a", [memoryview(b"2")], condition=IfMatch(old))
+    assert oracle.read("a") is None
+
+
+@pytest.mark.parametrize("wanted", ["absent", "match"])
+def test_of_many_at_once_exactly_one_wins(store: ObjectStore, oracle: Oracle, wanted: str):
+    """Sixteen conditional puts at once: one is stored, fifteen are told so, and the object is the winner's."""
+    condition: PutCondition = IfAbsent()
+    if wanted == "match":
+        condition = IfMatch(put(store, "a", b"old").etag)
+    refusal = AlreadyExistsError if wanted == "absent" else PreconditionError
+    barrier = Barrier(_RACERS)
+
+    def race(number: int) -> DcpCloudError | None:
+        content = memoryview(b"%d" % number)
+        barrier.wait()
+        try:
+            store.put("a", [content], condition=condition)
+        except refusal as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(_RACERS) as pool:
+        outcomes = list(pool.map(race, range(_RACERS)))
+    assert outcomes.count(None) == 1
+    assert oracle.read("a") == b"%d" % outcomes.index(None)
