@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-
-from torch.distributed.checkpoint.filesystem import _StorageInfo
+from typing import TYPE_CHECKING
 
 from dcp_cloud.errors import CorruptCheckpointError
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 METADATA_KEY = ".metadata"
 DATA_SUFFIX = ".distcp"
@@ -114,6 +116,9 @@ def to_storage_info(item: StoredItem) -> _StorageInfo:
         torch's record with the extra attribute ``dcp_cloud``: a tuple of a version, the item's checksum and, for
         plain tensors, ``(raw offset, raw length, strides, crc32, block checksums as little-endian bytes)``.
     """
+    # Not at the top: names alone, which the command line lists, need no torch, and that takes seconds to import.
+    from torch.distributed.checkpoint.filesystem import _StorageInfo  # noqa: PLC0415
+
     info = _StorageInfo(relative_path=item.key, offset=item.offset, length=item.size_bytes)
     if item.transforms:
         info.transform_descriptors = list(item.transforms)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.distributed.tensor import DTensor
 
-from dcp_cloud.errors import UnsupportedFormatError
+from dcp_cloud.errors import ConfigError, UnsupportedFormatError
 from dcp_cloud.format.archive import TensorRecord, is_row_major, tensor_record
 from dcp_cloud.format.tensor_pickle import QUANTISED
 
@@ -60,16 +60,21 @@ def prepare_tensor(tensor: torch.Tensor) -> PreparedTensor | None:
     Returns:
         Its record and memory, without a copy when the tensor is on the CPU and fills its storage. None for anything
         else than a plain strided tensor (subclasses, sparse, quantised, meta, nested): save that with ``torch.save``.
+
+    Raises:
+        ConfigError: The tensor's memory was freed, so there is nothing to store.
     """
     local = _plain(tensor)
     if local is None:
         return None
-    if local.device.type == "cpu" and not _is_whole(local) and _is_run(local):
+    whole = _is_whole(local)
+    if not whole:
+        _require_memory(local)
+    if local.device.type == "cpu" and not whole and _is_run(local):
         # A row-major view of a larger storage, such as a shard of a flat parameter: its copy would hold just its bytes.
-        strides = torch.empty_like(local, device="meta").stride()
-        record = tensor_record(local.dtype, tuple(local.shape), strides)
+        record = plan_record(local)
         return None if record is None else PreparedTensor(record=record, memory=tensor_bytes(local), owns_copy=False)
-    own = local.device.type == "cpu" and _is_whole(local)
+    own = local.device.type == "cpu" and whole
     ready = local.detach().cpu()
     if not _is_whole(ready):
         ready = ready.clone()
@@ -90,20 +95,16 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
 
     Raises:
         UnsupportedFormatError: The tensor's values are not one run of bytes in the memory of this process.
+        ConfigError: The tensor's memory was freed.
     """
     plain = _plain(tensor)
-    if (
-        plain is None
-        or plain.device.type != "cpu"
-        or not is_row_major(tuple(plain.shape), plain.stride())
-        or plain.is_conj()
-        or plain.is_neg()
-    ):
+    if plain is None or plain.device.type != "cpu" or not _is_run(plain):
         raise UnsupportedFormatError(
             "the tensor's values are not one run of bytes in memory",
             cause=f"type {type(tensor).__name__}, device {tensor.device}, layout {tensor.layout}",
             hint="read into a temporary tensor and copy it over",
         )
+    _require_memory(plain)
     start = plain.storage_offset() * plain.itemsize
     return _storage_bytes(plain)[start : start + plain.nbytes]
 
@@ -136,6 +137,19 @@ def _is_run(tensor: torch.Tensor) -> bool:
 
 def _is_whole(tensor: torch.Tensor) -> bool:
     return tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+def _require_memory(tensor: torch.Tensor) -> None:
+    """Refuse a tensor that reaches beyond its storage: FSDP frees storages that way, and torch itself would crash."""
+    if not tensor.numel():
+        return
+    reach = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    if tensor.untyped_storage().nbytes() < (tensor.storage_offset() + reach) * tensor.itemsize:
+        raise ConfigError(
+            "a tensor of the state dict has no memory",
+            cause=f"its storage of {tensor.untyped_storage().nbytes()} bytes was freed or resized",
+            hint="take the state dict while the parameters are gathered, for example with get_model_state_dict",
+        )
 
 
 def _storage_bytes(tensor: torch.Tensor) -> memoryview:

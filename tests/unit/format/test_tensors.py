@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dcp_cloud.errors import UnsupportedFormatError
+from dcp_cloud.errors import ConfigError, UnsupportedFormatError
 from dcp_cloud.format.tensors import plan_record, prepare_tensor, tensor_bytes
 from tests.unit.format.strategies import DTYPES, tensors
 
@@ -31,13 +31,36 @@ def test_memory_of_the_caller_is_not_copied() -> None:
         assert tensor.untyped_storage()[0] == 1
 
 
-def test_parts_of_a_storage_are_copied() -> None:
-    """A view is cloned, so that only its own values are stored, and says so."""
+def test_a_run_of_a_larger_storage_is_not_copied() -> None:
+    """A row-major view, such as a shard of a flat parameter, is stored from its place in the larger storage."""
     whole = torch.arange(6.0)
     prepared = prepare_tensor(whole[2:4])
     assert prepared is not None
-    assert prepared.owns_copy
+    assert not prepared.owns_copy
     assert bytes(prepared.memory) == bytes(tensor_bytes(torch.tensor([2.0, 3.0])))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [torch.arange(6.0)[::2], torch.zeros(1).expand(3), torch.zeros(4, 4)[:, :2].t()],
+    ids=["step", "expand", "t"],
+)
+def test_scattered_views_are_copied(view: torch.Tensor) -> None:
+    """A view that is not one run of bytes is cloned, so that only its own values are stored, and says so."""
+    prepared = prepare_tensor(view)
+    assert prepared is not None
+    assert prepared.owns_copy
+    assert prepared.memory.nbytes == view.nbytes
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_a_freed_storage_is_refused(start: int) -> None:
+    """A tensor whose storage was freed under it is an error, not a crash and not an empty object."""
+    tensor = torch.arange(6.0)[start:]
+    tensor.untyped_storage().resize_(0)
+    for use in (prepare_tensor, tensor_bytes):
+        with pytest.raises(ConfigError, match="no memory"):
+            use(tensor)
 
 
 def test_the_memory_outlives_the_tensor() -> None:
