@@ -1,0 +1,172 @@
+"""The SDK's client of one container: where it is, who we are, and how it sends."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from azure.storage.blob import BlobServiceClient, ContainerClient, CustomerProvidedEncryptionKey, StandardBlobTier
+
+from dcp_cloud.errors import ConfigError, MissingExtraError
+from dcp_cloud.stores.azure_config import AzureConfig
+from dcp_cloud.stores.azure_errors import translated
+from dcp_cloud.stores.azure_transport import Freight, WireTransport
+from dcp_cloud.stores.wire import Wire, WireConfig
+from dcp_cloud.uri import StoreURI
+
+# One request for one answer, however long: the store decides what a part or a range is, not the SDK.
+_WHOLE = 2**62
+
+
+class AzureClient:
+    """Makes the SDK's container client when it is first needed. Thread-safe; pickles as its configuration.
+
+    Args:
+        uri: The container's URI.
+        config: How to reach it.
+    """
+
+    def __init__(self, uri: StoreURI, config: AzureConfig) -> None:
+        self.uri = uri
+        self.config = config
+        self._made: tuple[int, BlobServiceClient, ContainerClient] | None = None
+        self._key: CustomerProvidedEncryptionKey | None = None
+
+    def __reduce__(self) -> tuple[type[AzureClient], tuple[StoreURI, AzureConfig]]:
+        return type(self), (self.uri, self.config)
+
+    @property
+    def container(self) -> ContainerClient:
+        """The SDK's client. Two threads that come at once may make two of them, and one is kept."""
+        made = self._made
+        # Not after a fork: a credential may hold sockets that are the parent's.
+        if made is None or made[0] != os.getpid():
+            with translated("configuring the Azure client", key=self.uri.root):
+                service = _make_service(self.uri, self.config)
+                made = self._made = (os.getpid(), service, service.get_container_client(self.uri.bucket))
+        return made[2]
+
+    def encryption(self) -> dict[str, Any]:
+        """Give the arguments without which the service can neither read nor write a blob with a customer's key."""
+        if self.config.customer_key is None:
+            return {}
+        if self._key is None:
+            self._key = _customer_key(self.config.customer_key())
+        return {"cpk": self._key}
+
+    def writing(self) -> dict[str, Any]:
+        """Give the arguments of every request that stores bytes."""
+        scope = self.config.encryption_scope
+        return self.encryption() | ({"encryption_scope": scope} if scope else {})
+
+    def creating(self) -> dict[str, Any]:
+        """Give the arguments of every request that makes a blob."""
+        config, arguments = self.config, self.writing()
+        if config.metadata:
+            arguments["metadata"] = dict(config.metadata)
+        if config.tags:
+            arguments["tags"] = dict(config.tags)
+        if config.access_tier:
+            arguments["standard_blob_tier"] = StandardBlobTier(config.access_tier)
+        return arguments
+
+    def delete_batch(self, keys: Sequence[str]) -> list[Any]:
+        """Delete several blobs in one request.
+
+        Args:
+            keys: Up to 256 keys.
+
+        Returns:
+            The answer to each.
+        """
+        container: Any = self.container
+        path = urlsplit(container.url).path.rstrip("/")
+        # Where the account stands in the path, the SDK writes it into the parts of a batch on localhost only.
+        account = path.removesuffix(f"/{container.container_name}").strip("/")
+        prepend = {"url_prepend": account} if account else {}
+        return list(container.delete_blobs(*keys, raise_on_any_failure=False, freight=Freight(key=keys[0]), **prepend))
+
+    def close(self) -> None:
+        """Close the resting connections; the next request connects anew."""
+        if self._made is not None:
+            self._made[1].close()
+
+
+def _make_service(uri: StoreURI, config: AzureConfig) -> BlobServiceClient:
+    account = config.account or uri.account
+    url = config.account_url or uri.endpoint
+    options = _options(config)
+    if config.credential_factory is None and not config.anonymous:
+        text = os.environ.get("AZURE_STORAGE_CONNECTION_STRING")
+        if text and config.account_url is None:
+            service = BlobServiceClient.from_connection_string(text, **options)
+            if account in (None, service.account_name):
+                return service
+    environment = os.environ.get("AZURE_STORAGE_ACCOUNT") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+    if url is None:
+        account = account or environment
+        if account is None:
+            raise ConfigError(
+                "the storage account is not known",
+                key=uri.root,
+                hint="add ?account=…, write abfss://container@account.dfs.core.windows.net/…, "
+                "or set AZURE_STORAGE_ACCOUNT or AZURE_STORAGE_CONNECTION_STRING",
+            )
+        url = f"https://{account}.blob.core.windows.net"
+    credential = _find_credential(account, environment, config)
+    return BlobServiceClient(url, credential=credential, **options)
+
+
+def _find_credential(account: str | None, environment: str | None, config: AzureConfig) -> Any:  # noqa: ANN401
+    """Find a credential: a key, a signature or something that gets tokens; None for none."""
+    if config.anonymous:
+        return None
+    if config.credential_factory is not None:
+        return config.credential_factory()
+    if environment is None or account in (None, environment):
+        account = account or environment
+        key = os.environ.get("AZURE_STORAGE_KEY") or os.environ.get("AZURE_STORAGE_ACCOUNT_KEY")
+        if key and account:
+            return {"account_name": account, "account_key": key}
+        if signature := os.environ.get("AZURE_STORAGE_SAS_TOKEN"):
+            return signature
+    try:
+        from azure.identity import DefaultAzureCredential  # noqa: PLC0415 - not needed with a key or a signature
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "signing in to Azure needs the package 'azure-identity'", hint='pip install "dcp-cloud[azure]"'
+        ) from error
+    return DefaultAzureCredential()
+
+
+def _customer_key(secret: bytes) -> CustomerProvidedEncryptionKey:
+    if len(secret) != 32:
+        raise ConfigError(f"customer_key gave {len(secret)} bytes", hint="it must give a 32-byte AES-256 key")
+    digest = hashlib.sha256(secret).digest()
+    return CustomerProvidedEncryptionKey(base64.b64encode(secret).decode(), base64.b64encode(digest).decode())
+
+
+def _options(config: AzureConfig) -> dict[str, Any]:
+    wire = Wire(
+        WireConfig(
+            connect_timeout_s=config.connect_timeout_s,
+            read_timeout_s=config.read_timeout_s,
+            verify_tls=config.verify_tls,
+            ca_bundle=config.ca_bundle,
+            max_idle=config.max_pool_connections,
+        )
+    )
+    options: dict[str, Any] = {
+        "transport": WireTransport(wire),
+        # One attempt: retrying is the transfer layer's work. No redirects: the service sends none.
+        "retry_total": 0,
+        "permit_redirects": False,
+        "max_single_put_size": _WHOLE,
+        "max_single_get_size": _WHOLE,
+        "user_agent": "dcp-cloud",
+    }
+    return options | ({"api_version": config.api_version} if config.api_version else {})
