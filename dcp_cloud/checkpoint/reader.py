@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import uuid
@@ -14,6 +13,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
+from dcp_cloud.checkpoint.catalog import explain_absence
 from dcp_cloud.checkpoint.fetch import read_object
 from dcp_cloud.checkpoint.fill import PlanFiller
 from dcp_cloud.checkpoint.location import Location, StoreLike, URILike, is_checkpoint_uri
@@ -28,12 +28,11 @@ from dcp_cloud.errors import (
     NotFoundError,
     OutOfRangeError,
 )
-from dcp_cloud.format.layout import DATA_SUFFIX, metadata_key, rank_of_metadata_key
+from dcp_cloud.format.layout import metadata_key
 from dcp_cloud.format.metadata import load_metadata
 from dcp_cloud.transfer.events import EventHook, ignore_event
 
 logger = logging.getLogger(__name__)
-_LISTED = 1000
 
 
 class CloudStorageReader(StorageReader):
@@ -236,7 +235,7 @@ class CloudStorageReader(StorageReader):
         except BucketNotFoundError:
             raise
         except NotFoundError as error:
-            raise self._nothing_committed(error) from error
+            raise explain_absence(self._location.store, uri=self.checkpoint_id, cause=error) from error
         metadata = load_metadata(
             data,
             key=f"{self.checkpoint_id}/{key}",
@@ -247,38 +246,3 @@ class CloudStorageReader(StorageReader):
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self._load_id
         return metadata
-
-    def _nothing_committed(self, cause: NotFoundError) -> DcpCloudError:
-        """Say what is there instead of a commit: nothing, unfinished data, or checkpoints one level down."""
-        names = self._some_names()
-        ranks = [name for name in names if rank_of_metadata_key(name) is not None]
-        data = [name for name in names if name.endswith(DATA_SUFFIX) and "/" not in name]
-        commits = sorted(name.removesuffix("/.metadata") for name in names if name.endswith("/.metadata"))
-        if commits:
-            return CheckpointNotFoundError(
-                "no checkpoint is committed here",
-                key=self.checkpoint_id,
-                cause=f"there are {len(commits)} checkpoints below",
-                hint=f"load {self.checkpoint_id}/{commits[-1]}, or list them: dcp-cloud ls {self.checkpoint_id}",
-            )
-        if data and not ranks:
-            return IncompleteCheckpointError(
-                "the save of this checkpoint did not finish",
-                key=self.checkpoint_id,
-                cause=f"there are {len(data)} data objects, but no .metadata",
-                hint="load an earlier checkpoint; 'dcp-cloud sweep' removes what is left of this one",
-            )
-        return CheckpointNotFoundError(
-            "no checkpoint is committed here",
-            key=self.checkpoint_id,
-            cause=cause,
-            hint="check the URI; 'dcp-cloud ls' lists the checkpoints below a prefix",
-        )
-
-    def _some_names(self) -> list[str]:
-        """List enough of the prefix to explain what is wrong with it; a prefix may hold millions of objects."""
-        try:
-            return [meta.key for meta in itertools.islice(self._location.store.list(), _LISTED)]
-        except DcpCloudError as error:
-            logger.info("cannot list %s to see what is there: %s", self.checkpoint_id, error)
-            return []
