@@ -27,6 +27,7 @@ STORES: Mapping[str, str | None] = MappingProxyType(
         "s3-moto": "moto",
         "s3-ceph": "ceph",
         "s3-ceph-tls": "ceph-tls",
+        "azure-azurite": "azurite",
         **{f"external-{name}": name for name in external_servers(os.environ)},
     }
 )
@@ -68,7 +69,8 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
         servers: Callable[[str], ObjectServer] = request.getfixturevalue("servers")
         uri = request.getfixturevalue("bucket_uri")(server, "run one/step")
         parsed = StoreURI.parse(uri)
-        secret: Any = getattr(servers(server).access, "secret_key", None)
+        access: Any = servers(server).access
+        secret = getattr(access, "secret_key", None) or getattr(access, "account_key", None)
         oracle = server_oracle(parsed.scheme, servers(server).client(), parsed.bucket, parsed.prefix)
         yield Place(uri, oracle, secret)
 

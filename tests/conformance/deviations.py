@@ -10,12 +10,16 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 _CEPH_CHECKSUM = "Ceph 16 ignores the x-amz-checksum headers"
+_CEPH_COMPLETION = "Ceph 16 takes an ended upload for one that is being completed, and answers 500"
 
 DEVIATIONS: Mapping[tuple[str, str], str] = MappingProxyType(
     {
         ("s3-moto", "test_a_put_with_a_wrong_checksum_is_refused"): "moto never refuses a corrupt body",
         ("s3-moto", "test_a_part_with_a_wrong_checksum_is_refused"): "moto never refuses a corrupt body",
         ("s3-moto", "test_a_part_after_the_end_is_refused"): "moto answers 500 to a part of an ended upload",
+        ("s3-moto", "test_completing_an_aborted_upload_is_refused"): "moto answers 500 to an ended upload",
+        ("s3-ceph", "test_completing_an_aborted_upload_is_refused"): _CEPH_COMPLETION,
+        ("s3-ceph-tls", "test_completing_an_aborted_upload_is_refused"): _CEPH_COMPLETION,
         ("s3-ceph", "test_a_put_with_a_wrong_checksum_is_refused"): _CEPH_CHECKSUM,
         ("s3-ceph", "test_a_part_with_a_wrong_checksum_is_refused"): _CEPH_CHECKSUM,
         ("s3-ceph-tls", "test_a_put_with_a_wrong_checksum_is_refused"): _CEPH_CHECKSUM,

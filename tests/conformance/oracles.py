@@ -31,15 +31,20 @@ class MemoryOracle:
         self._name = name
 
     def seed(self, key: str, data: bytes) -> None:
-        objects = memory._BUCKETS.setdefault(self._name, memory._Bucket()).objects
-        objects[key] = memory._Object(data, memory.ObjectMeta(key=key, size_bytes=len(data), etag=os.urandom(8).hex()))
+        self._objects[key] = memory._Object(
+            data, memory.ObjectMeta(key=key, size_bytes=len(data), etag=os.urandom(8).hex())
+        )
 
     def read(self, key: str) -> bytes | None:
-        found = memory._BUCKETS[self._name].objects.get(key)
+        found = self._objects.get(key)
         return None if found is None else found.data
 
     def keys(self) -> set[str]:
-        return set(memory._BUCKETS[self._name].objects)
+        return set(self._objects)
+
+    @property
+    def _objects(self) -> dict[str, memory._Object]:
+        return memory._BUCKETS.setdefault(self._name, memory._Bucket()).objects
 
 
 class FileOracle:
@@ -90,6 +95,25 @@ class S3Oracle:
         return {item["Key"].removeprefix(self._start) for page in pages for item in page.get("Contents", ())}
 
 
+class AzureOracle:
+    """azure-storage-blob's own calls and transport."""
+
+    def __init__(self, client: Any, bucket: str, prefix: str) -> None:
+        self._container = client.get_container_client(bucket)
+        self._start = f"{prefix}/" if prefix else ""
+
+    def seed(self, key: str, data: bytes) -> None:
+        self._container.upload_blob(self._start + key, data, overwrite=True)
+
+    def read(self, key: str) -> bytes | None:
+        blob = self._container.get_blob_client(self._start + key)
+        return bytes(blob.download_blob().readall()) if blob.exists() else None
+
+    def keys(self) -> set[str]:
+        names = self._container.list_blob_names(name_starts_with=self._start or None)
+        return {name.removeprefix(self._start) for name in names}
+
+
 def server_oracle(scheme: str, client: Any, bucket: str, prefix: str) -> Oracle:
     """Make the oracle for a server by the scheme of its protocol."""
-    return {"s3": S3Oracle}[scheme](client, bucket, prefix)
+    return {"s3": S3Oracle, "az": AzureOracle}[scheme](client, bucket, prefix)
