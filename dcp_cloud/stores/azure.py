@@ -78,7 +78,7 @@ class AzureStore:
     def head(self, key: str) -> ObjectMeta:
         """Describe an object."""
         with self._translated("get_blob_properties", key):
-            found = self._blob(key).get_blob_properties(freight=Freight(key=key), **self.client.encryption())
+            found = self.client.blob(key).get_blob_properties(freight=Freight(key=key), **self.client.encryption())
         if _is_folder(found):
             raise NotFoundError("it is a directory, not an object", key=key)
         return _meta(found)
@@ -126,7 +126,7 @@ class AzureStore:
         freight = Freight(key=key, body=data, replay=condition is None)
         try:
             with self._translated("put_blob", key):
-                answer = self._blob(key).upload_blob(
+                answer = self.client.blob(key).upload_blob(
                     b"",
                     length=length,
                     overwrite=not isinstance(condition, IfAbsent),
@@ -141,8 +141,10 @@ class AzureStore:
         return _written(key, length, answer)
 
     def create_multipart(self, key: str) -> AzureUpload:
-        """Begin an upload in parts. Azure is not told before the first part comes."""
-        return AzureUpload(self.client, key, new_upload_id())
+        """Begin an upload in parts."""
+        upload = AzureUpload(self.client, key, new_upload_id())
+        upload.begin()
+        return upload
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects."""
@@ -178,15 +180,12 @@ class AzureStore:
         """Release connections."""
         self.client.close()
 
-    def _blob(self, key: str) -> Any:  # noqa: ANN401 - the keywords for the transport are in no signature
-        return self.client.container.get_blob_client(key)
-
     def _translated(self, operation: str, key: str) -> Any:  # noqa: ANN401 - a context manager
         return translated(f"{operation} on {self.uri}", key=key or None)
 
     def _download(self, key: str, start: int, length: int, freight: Freight, **condition: object) -> ObjectMeta:
         with self._translated("get_blob", key):
-            blob, encryption = self._blob(key), self.client.encryption()
+            blob, encryption = self.client.blob(key), self.client.encryption()
             found = blob.download_blob(offset=start, length=length, freight=freight, **encryption, **condition)
         return _meta(found.properties)
 
@@ -201,7 +200,7 @@ class AzureStore:
         if len(keys) == 1:
             try:
                 with self._translated("delete_blob", keys[0]):
-                    self._blob(keys[0]).delete_blob(freight=Freight(key=keys[0]))
+                    self.client.blob(keys[0]).delete_blob(freight=Freight(key=keys[0]))
             except BucketNotFoundError:
                 raise
             except NotFoundError:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from azure.storage.blob import BlobServiceClient, ContainerClient, CustomerProvidedEncryptionKey, StandardBlobTier
 
-from dcp_cloud.errors import ConfigError, MissingExtraError
+from dcp_cloud.errors import ConfigError, InvalidRequestError, MissingExtraError
 from dcp_cloud.stores.azure_config import AzureConfig
 from dcp_cloud.stores.azure_errors import translated
 from dcp_cloud.stores.azure_transport import Freight, WireTransport
@@ -49,6 +49,18 @@ class AzureClient:
                 service = _make_service(self.uri, self.config)
                 made = self._made = (os.getpid(), service, service.get_container_client(self.uri.bucket))
         return made[2]
+
+    def blob(self, key: str) -> Any:  # noqa: ANN401 - the keywords for the transport are in no signature
+        """Make the SDK's client of one blob.
+
+        Raises:
+            InvalidRequestError: The service would store the blob under another name.
+        """
+        if "\\" in key:
+            raise InvalidRequestError(
+                "Azure turns backslashes in names into slashes", key=key, hint="use another name for the checkpoint"
+            )
+        return self.container.get_blob_client(key)
 
     def encryption(self) -> dict[str, Any]:
         """Give the arguments without which the service can neither read nor write a blob with a customer's key."""

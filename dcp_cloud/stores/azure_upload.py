@@ -36,7 +36,7 @@ from dcp_cloud.stores.keys import check_indices, total_bytes
 
 # "dcp", seconds of begin, chance, index: 35 characters, of which Azure allows 64. All ids of a blob must have the same
 # length. Source: https://learn.microsoft.com/rest/api/storageservices/put-block
-_BLOCK_ID = re.compile(r"^(dcp[0-9a-f]{26})-(\d{5})$")
+_BLOCK_ID = re.compile(r"^(dcp[0-9a-f]{26})-(\d{5}|begin)$")
 
 
 class _State(Enum):
@@ -65,18 +65,10 @@ class AzureUpload:
         return datetime.fromtimestamp(int(self.upload_id[3:13], 16), timezone.utc)
 
     def put_part(self, index: int, data: Buffers, *, crc32: int | None = None) -> Part:
-        """Store one part. After ``complete`` or ``abort`` it is stored too, and expires after a week."""
-        block_id, length = self._block_id(index), total_bytes(data)
-        with self._translated("put_block"):
-            self._blob.stage_block(
-                block_id,
-                b"",
-                length=length,
-                headers=checksum_headers(data, self.client.config.checksums),
-                freight=Freight(key=self.key, body=data),
-                **self.client.writing(),
-            )
-        return Part(index=index, token=block_id, size_bytes=length, crc32=crc32)
+        """Store one part. After the end of the upload it is stored too, and expires after a week."""
+        block_id = self._block_id(index)
+        self._stage(block_id, data)
+        return Part(index=index, token=block_id, size_bytes=total_bytes(data), crc32=crc32)
 
     def complete(self, parts: Sequence[Part]) -> ObjectMeta:
         """Make the object visible."""
@@ -109,29 +101,46 @@ class AzureUpload:
     def abort(self) -> None:
         """Drop the upload and its parts, if nobody else's work is at stake.
 
-        Azure has no request for that. Where there is no object, an empty one is put and deleted at once, which drops
-        all uncommitted blocks of the key. Where there is an object, or blocks of another upload, nothing is touched,
-        and the blocks expire a week after the last of them was sent.
+        Azure has no request for that. Where there is no object, an empty one is committed and deleted at once, which
+        drops all uncommitted blocks of the key. Where there is an object, or blocks of another upload, nothing is
+        touched, and the blocks expire a week after the last of them was sent.
         """
-        uploads = list(_uploads_of(self.client, self.key))
-        if uploads != [self]:
+        if list(_uploads_of(self.client, self.key)) != [self]:
             return
+        # Sent twice, a create-only write would find its own object.
+        freight = Freight(key=self.key, replay=False)
         try:
-            with self._translated("put_blob"):
-                freight = Freight(key=self.key, replay=False)
-                placeholder = self._blob.upload_blob(b"", overwrite=False, freight=freight, **self.client.writing())
+            with self._translated("put_block_list"):
+                empty = self._blob.commit_block_list(
+                    [], match_condition=MatchConditions.IfMissing, freight=freight, **self.client.writing()
+                )
             with self._translated("delete_blob"):
                 self._blob.delete_blob(
-                    etag=placeholder["etag"], match_condition=MatchConditions.IfNotModified, freight=freight
+                    etag=empty["etag"], match_condition=MatchConditions.IfNotModified, freight=freight
                 )
         except BucketNotFoundError:
             raise
         except (AlreadyExistsError, PreconditionError, NotFoundError):
             return  # somebody else's object came in between, and ended the upload
 
+    def begin(self) -> None:
+        """Stage a mark that is never committed: from here on the upload can be found."""
+        self._stage(f"{self.upload_id}-begin", [memoryview(b"-")])
+
+    def _stage(self, block_id: str, data: Buffers) -> None:
+        with self._translated("put_block"):
+            self._blob.stage_block(
+                block_id,
+                b"",
+                length=total_bytes(data),
+                headers=checksum_headers(data, self.client.config.checksums),
+                freight=Freight(key=self.key, body=data),
+                **self.client.writing(),
+            )
+
     @property
     def _blob(self) -> Any:  # noqa: ANN401 - the keywords for the transport are in no signature
-        return self.client.container.get_blob_client(self.key)
+        return self.client.blob(self.key)
 
     def _block_id(self, index: int) -> str:
         return f"{self.upload_id}-{index:05d}"
@@ -162,8 +171,7 @@ def _uploads_of(client: AzureClient, key: str) -> Iterator[AzureUpload | None]:
     """Find all uploads to a key; None stands for those of other programs."""
     try:
         with translated(f"get_block_list on {client.uri.root}", key=key):
-            blob: Any = client.container.get_blob_client(key)
-            blocks = blob.get_block_list("uncommitted", freight=Freight(key=key))[1]
+            blocks = client.blob(key).get_block_list("uncommitted", freight=Freight(key=key))[1]
     except BucketNotFoundError:
         raise
     except NotFoundError:
