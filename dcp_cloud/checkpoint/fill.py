@@ -14,8 +14,10 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from dcp_cloud.checkpoint.landing import LandingConfig, StoredTensor, plan_landing
 from dcp_cloud.config import KIB, MIB, TransferConfig
 from dcp_cloud.errors import CorruptCheckpointError, OutOfRangeError, StateDictMismatchError
+from dcp_cloud.format.archive import is_row_major
+from dcp_cloud.format.items import load_item
 from dcp_cloud.format.layout import BLOCK_BYTES, RawData, StoredItem, from_storage_info
-from dcp_cloud.format.parse import RawLayout, load_item, parse_header
+from dcp_cloud.format.parse import RawLayout, parse_header
 from dcp_cloud.format.transforms import undo_transforms
 from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.transfer.download import Check, Downloader, Target
@@ -156,19 +158,7 @@ class PlanFiller:
         raw, chunk = read.stored.raw, self._chunk(read.item)
         if raw is not None and chunk is not None:
             return _from_record(read, raw, *chunk)
-        if layout is None or layout.is_conj or layout.is_neg:
-            return None
-        return StoredTensor(
-            key=read.stored.key,
-            start=read.stored.offset + layout.raw_offset,
-            nbytes=layout.raw_nbytes,
-            shape=layout.shape,
-            strides=layout.strides,
-            dtype=layout.dtype,
-            crc32=None,
-            block_crc32=(),
-            label=read.label,
-        )
+        return None if layout is None else _from_header(read, layout)
 
     def _chunk(self, item: ReadItem) -> tuple[tuple[int, ...], torch.dtype] | None:
         """Find shape and dtype of the chunk that an item reads from."""
@@ -192,8 +182,8 @@ class PlanFiller:
                 continue
 
             def keep(memory: memoryview, stored: StoredItem = stored) -> None:
-                layout = parse_header(bytes(memory))
-                if isinstance(layout, RawLayout) and layout.raw_offset + layout.raw_nbytes <= stored.size_bytes:
+                layout = parse_header(bytes(memory), item_nbytes=stored.size_bytes)
+                if isinstance(layout, RawLayout) and not (layout.conj or layout.neg):
                     layouts[stored.key, stored.offset] = layout
 
             targets.append(Target(key=stored.key, start=stored.offset, nbytes=_HEADER_BYTES, done=keep))
@@ -208,7 +198,7 @@ class PlanFiller:
 
     def _whole_target(self, read: _Read, target: torch.Tensor) -> Target:
         def convert(memory: memoryview) -> None:
-            source = load_item(self._plain(read, memory))
+            source = load_item(self._plain(read, memory), key=read.stored.key)
             for dim, (offset, length) in enumerate(zip(read.item.storage_offsets, read.item.lengths, strict=True)):
                 source = source.narrow(dim, offset, length)
             with torch.no_grad():
@@ -252,6 +242,21 @@ def _from_record(read: _Read, raw: RawData, shape: tuple[int, ...], dtype: torch
         dtype=dtype,
         crc32=raw.crc32,
         block_crc32=raw.block_crc32,
+        label=read.label,
+    )
+
+
+def _from_header(read: _Read, layout: RawLayout) -> StoredTensor:
+    skipped = layout.storage_offset * layout.dtype.itemsize
+    return StoredTensor(
+        key=read.stored.key,
+        start=read.stored.offset + layout.raw_offset + skipped,
+        nbytes=layout.raw_nbytes - skipped,
+        shape=layout.shape,
+        strides=None if is_row_major(layout.shape, layout.strides) else layout.strides,
+        dtype=layout.dtype,
+        crc32=None,
+        block_crc32=(),
         label=read.label,
     )
 

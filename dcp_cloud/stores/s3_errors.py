@@ -17,6 +17,7 @@ from dcp_cloud.errors import (
     DcpCloudError,
     InvalidRequestError,
     NotFoundError,
+    OutOfRangeError,
     PermissionDeniedError,
     PreconditionError,
     StoreError,
@@ -84,7 +85,7 @@ CODES: Mapping[str, type[StoreError]] = MappingProxyType(
         "InvalidObjectState": InvalidRequestError,
         "QuotaExceeded": InvalidRequestError,
         "NotImplemented": InvalidRequestError,
-        "InvalidRange": InvalidRequestError,
+        "InvalidRange": OutOfRangeError,
     }
 )
 

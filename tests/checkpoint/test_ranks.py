@@ -1,0 +1,90 @@
+"""Several ranks: sharded tensors, other numbers of ranks, and what everybody hears when one of them fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from dcp_cloud import open_store
+from dcp_cloud.errors import CheckpointNotFoundError
+from tests.checkpoint import rank_jobs
+from tests.checkpoint.conftest import every_server
+from tests.checkpoint.states import equal
+from tests.support.ranks import RankError, run_ranks
+
+Place = Callable[..., str]
+
+
+@every_server
+def test_a_checkpoint_loads_on_any_number_of_ranks(place: Place) -> None:
+    """Saved by two ranks, loaded by one and by three: every shard lands where it belongs."""
+    uri = place()
+    run_ranks(2, rank_jobs.save_tensors, uri, 1, {})
+    for world_size in (1, 3):
+        assert run_ranks(world_size, rank_jobs.load_tensors, uri, 1) == [[]] * world_size
+
+
+def test_four_two_one_three(place: Place) -> None:
+    """A model and its optimizer move from four ranks to two, to one and to three without changing a bit."""
+    first = place()
+    saved = run_ranks(4, rank_jobs.train_and_save, first)[0]
+    for world_size in (2, 1, 3):
+        loaded = run_ranks(world_size, rank_jobs.load_trained, first)
+        assert all(equal(saved, state) for state in loaded)
+
+
+@pytest.mark.skipif(not rank_jobs.HAS_RANK_LOCAL_SAVES, reason="dcp.save has no use_collectives before torch 2.9")
+def test_ranks_may_save_without_collectives(place: Place) -> None:
+    """Each rank's own commit is found by the same rank."""
+    uri = place()
+    run_ranks(2, rank_jobs.save_tensors, uri, 1, {"use_collectives": False})
+    assert run_ranks(2, rank_jobs.load_tensors, uri, 1) == [[], []]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"verb": "put_part", "error": "permanent", "calls": (1,)},
+        {"verb": "put_part", "error": "transient", "calls": tuple(range(100))},
+        {"verb": "complete", "error": "permanent", "calls": (0,)},
+        {"verb": "create_multipart", "error": "permanent", "calls": (0,)},
+    ],
+    ids=["part", "part-forever", "complete", "create"],
+)
+def test_a_failing_part_fails_the_save_on_every_rank(place: Place, fault: dict) -> None:
+    """No rank is told of a success, nothing is committed, the failing rank leaves no upload and no object."""
+    uri = place(max_attempts="3", base_delay="1ms")
+    outcomes = run_ranks(2, rank_jobs.save_with_fault, uri, 1, fault)
+    assert "ok" not in outcomes
+    assert outcomes[0] == outcomes[1]
+    store = open_store(uri)
+    assert not [meta for meta in store.list() if meta.key == ".metadata" or meta.key.startswith("__1_")]
+    assert not list(store.list_multiparts())
+    assert set(run_ranks(2, rank_jobs.load_outcome, uri)) == {"IncompleteCheckpointError"}
+
+
+def test_a_rank_killed_before_the_commit_leaves_the_old_checkpoint(place: Place) -> None:
+    """kill -9 between the data and the commit: the checkpoint that was there is what is loaded."""
+    uri = place()
+    run_ranks(2, rank_jobs.save_tensors, uri, 1, {})
+    with pytest.raises(RankError):
+        run_ranks(2, rank_jobs.save_and_die, uri, 1, timeout_s=30)
+    assert run_ranks(2, rank_jobs.load_tensors, uri, 1) == [[], []]
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_background_saves_succeed_and_fail_by_themselves(place: Place, kind: str) -> None:
+    """An async save that fails is reported by its own future; those before and after it are whole."""
+    uri = place("async")
+    outcomes = run_ranks(2, rank_jobs.async_saves, uri, kind, timeout_s=120)
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][0] == outcomes[0][2] == "ok"
+    assert outcomes[0][1] in ("BucketNotFoundError", "bare BucketNotFoundError")
+    for step in (0, 2):
+        assert run_ranks(1, rank_jobs.load_tensors, f"{uri}/{step}", 1, step) == [[]]
+
+
+def test_every_rank_hears_that_there_is_no_checkpoint(place: Place) -> None:
+    """A missing checkpoint is a typed error on all ranks, not torch's AssertionError."""
+    assert set(run_ranks(2, rank_jobs.load_outcome, place())) == {CheckpointNotFoundError.__name__}
