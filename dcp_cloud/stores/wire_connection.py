@@ -213,7 +213,7 @@ def failed_request(message: str, key: str | None) -> Iterator[None]:
                 message, key=key, cause=error, hint="the endpoint speaks no TLS: write http:// instead of https://"
             ) from error
         raise TransientError(message, key=key, cause=error) from error
-    except http.client.InvalidURL as error:
+    except (http.client.InvalidURL, ValueError) as error:
         raise InvalidRequestError(message, key=key, cause=error) from error
     except (OSError, http.client.HTTPException) as error:
         raise TransientError(message, key=key, cause=error) from error
