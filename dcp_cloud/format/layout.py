@@ -23,6 +23,10 @@ BLOCK_BYTES = 4 * 1024 * 1024
 
 _DATA_KEY = re.compile(r"^__(?P<rank>\d+)_(?P<index>\d+)\.(?P<save_id>[0-9a-f]{32})\.distcp$")
 _RANK_METADATA_KEY = re.compile(r"^__(\d+)\.metadata$")
+# Control characters, and halves of surrogate pairs, which cannot be encoded in a request.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+# S3, GCS and Azure all take keys of up to 1024 bytes or characters.
+_MAX_KEY_CHARS = 1024
 _ATTRIBUTE = "dcp_cloud"
 _VERSION = 1
 
@@ -146,7 +150,8 @@ def from_storage_info(info: _StorageInfo) -> StoredItem:
     key = _confined(getattr(info, "relative_path", None))
     offset = _natural(getattr(info, "offset", None), key, "offset")
     size_bytes = _natural(getattr(info, "length", None), key, "length")
-    transforms = getattr(info, "transform_descriptors", None) or ()
+    transforms = getattr(info, "transform_descriptors", None)
+    transforms = () if transforms is None else transforms
     if not isinstance(transforms, (list, tuple)) or not all(isinstance(text, str) for text in transforms):
         raise _corrupt(key, "transform_descriptors are not a list of names")
     crc32, raw = _read_attribute(getattr(info, _ATTRIBUTE, None), key, offset, size_bytes)
@@ -154,9 +159,11 @@ def from_storage_info(info: _StorageInfo) -> StoredItem:
 
 
 def _read_attribute(value: object, key: str, offset: int, size_bytes: int) -> tuple[int | None, RawData | None]:
-    if not isinstance(value, tuple) or len(value) != 3 or value[0] != _VERSION:
+    if not isinstance(value, tuple) or len(value) != 3 or type(value[0]) is not int:
         return None, None
-    _, crc32, packed = value
+    version, crc32, packed = value
+    if version != _VERSION:
+        return None, None
     crc = None if crc32 is None else _natural(crc32, key, "crc32", below=2**32)
     if packed is None:
         return crc, None
@@ -184,19 +191,21 @@ def _read_attribute(value: object, key: str, offset: int, size_bytes: int) -> tu
 
 def _confined(path: object) -> str:
     """Accept a relative path of plain segments only: the bucket's content must not choose what else is read."""
-    if not isinstance(path, str) or not path:
-        raise _corrupt(str(path), "an item has no object name")
+    if not isinstance(path, str) or not 0 < len(path) <= _MAX_KEY_CHARS:
+        raise _corrupt(METADATA_KEY, "an item has no object name, or none that a store takes")
     segments = path.split("/")
     if "\\" in path or ":" in segments[0] or any(segment in ("", ".", "..") for segment in segments):
-        raise _corrupt(path, "an object name leaves the checkpoint's prefix")
-    if any(ord(char) < 32 for char in path):
-        raise _corrupt(repr(path), "an object name has control characters")
+        raise _corrupt(ascii(path), "an object name leaves the checkpoint's prefix")
+    if _UNPRINTABLE.search(path):
+        raise _corrupt(ascii(path), "an object name has control characters")
     return path
 
 
 def _natural(value: object, key: str, name: str, *, below: int = 2**63) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < below:
-        raise _corrupt(key, f"{name} is {value!r}")
+    if type(value) is not int:
+        raise _corrupt(key, f"{name} is a {type(value).__name__}, not a number")
+    if not 0 <= value < below:
+        raise _corrupt(key, f"{name} is out of range")  # not shown: it may have millions of digits
     return value
 
 
