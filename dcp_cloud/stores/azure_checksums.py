@@ -39,7 +39,9 @@ def _crc64(data: Buffers) -> int:
     try:
         from awscrt.checksums import crc64nvme  # noqa: PLC0415 - optional
     except ModuleNotFoundError as error:
-        raise MissingExtraError("checksums='crc64' needs the package 'awscrt'", hint="pip install awscrt") from error
+        raise MissingExtraError(
+            "checksums='crc64' needs the package 'awscrt'", hint="install it: pip install awscrt"
+        ) from error
     crc = 0
     for buffer in data:
         crc = crc64nvme(buffer, crc)

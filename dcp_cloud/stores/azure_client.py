@@ -150,7 +150,7 @@ def _find_credential(account: str | None, environment: str | None, config: Azure
         from azure.identity import DefaultAzureCredential  # noqa: PLC0415 - not needed with a key or a signature
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            "signing in to Azure needs the package 'azure-identity'", hint='pip install "dcp-cloud[azure]"'
+            "signing in to Azure needs the package 'azure-identity'", hint='install it: pip install "dcp-cloud[azure]"'
         ) from error
     return DefaultAzureCredential()
 
