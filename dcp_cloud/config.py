@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, TypeVar
 
 from dcp_cloud.errors import ConfigError, UnknownOptionError
@@ -34,6 +36,14 @@ def _require(ok: bool, name: str, value: object, rule: str) -> None:  # noqa: FB
         raise ConfigError(f"{name}={value!r} is out of range", hint=f"it must be {rule}")
 
 
+def _require_whole(record: object, *names: str) -> None:
+    """Refuse 16e6 and "64MiB" here; as lengths of memory they would fail much later."""
+    for name in names:
+        value = getattr(record, name)
+        if not isinstance(value, int):
+            raise ConfigError(f"{name}={value!r} is no whole number", hint="write for example 64 * 1024**2")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryConfig:
     """How long to believe that a failure will pass.
@@ -52,6 +62,7 @@ class RetryConfig:
     total_timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
+        _require_whole(self, "max_attempts")
         _require(self.max_attempts >= 1, "max_attempts", self.max_attempts, "at least 1")
         _require(self.base_delay_s >= 0, "base_delay_s", self.base_delay_s, "not negative")
         _require(self.max_delay_s >= self.base_delay_s, "max_delay_s", self.max_delay_s, "at least base_delay_s")
@@ -80,6 +91,7 @@ class TransferConfig:
     retry: RetryConfig = RetryConfig()
 
     def __post_init__(self) -> None:
+        _require_whole(self, "part_size_bytes", "max_concurrency", "max_inflight_bytes", "max_gap_bytes")
         _require(self.part_size_bytes >= 1, "part_size_bytes", self.part_size_bytes, "at least 1")
         _require(1 <= self.max_concurrency <= 1024, "max_concurrency", self.max_concurrency, "1 to 1024")
         _require(self.max_inflight_bytes >= 1, "max_inflight_bytes", self.max_inflight_bytes, "at least 1")
@@ -101,7 +113,7 @@ def parse_bytes(text: str) -> int:
     match = _SIZE.match(text)
     if match is None:
         raise ConfigError(f"{text!r} is no size", hint="write for example 64MiB, 1GiB or a number of bytes")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    return int(Decimal(match[1]) * _UNITS[match[2].lower()])  # a float would round long numbers
 
 
 def parse_seconds(text: str) -> float:
@@ -188,21 +200,28 @@ def check_options(options: Mapping[str, str], config_types: Iterable[type[Any]],
 
 
 def _convert(option: str, name: str, text: str, hint: Any) -> Any:  # noqa: ANN401 - any field type
-    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] or [hint]
-    kind = kinds[0]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (hint,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
     if typing.get_origin(hint) is typing.Literal:
-        kinds, kind = list(typing.get_args(hint)), str
-        if text not in kinds:
-            raise ConfigError(f"{option}={text!r} is not valid", hint=f"use one of {', '.join(map(str, kinds))}")
-    if kind is bool:
+        choices = typing.get_args(hint)
+        if text not in choices:
+            raise ConfigError(f"{option}={text!r} is not valid", hint=f"use one of {', '.join(map(str, choices))}")
+    if hint is bool:
         if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
             raise ConfigError(f"{option}={text!r} is neither true nor false", hint="write true or false")
         return text.lower() in ("true", "1", "yes")
-    if kind is int:
-        return parse_bytes(text) if name.endswith("_bytes") else _number(option, text, int)
-    if kind is float:
-        return parse_seconds(text) if name.endswith("_s") else _number(option, text, float)
+    if hint is int:
+        return _read(option, text, parse_bytes) if name.endswith("_bytes") else _number(option, text, int)
+    if hint is float:
+        return _read(option, text, parse_seconds) if name.endswith("_s") else _number(option, text, float)
     return text
+
+
+def _read(option: str, text: str, parse: Callable[[str], ConfigT]) -> ConfigT:
+    try:
+        return parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{option}: {error.message}", hint=error.hint) from None
 
 
 def _number(option: str, text: str, kind: type[int | float]) -> int | float:

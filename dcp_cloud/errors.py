@@ -41,13 +41,22 @@ from __future__ import annotations
 
 import re
 
-# What a secret looks like in the texts of the three SDKs and in signed URLs. The name stays, the value goes.
-_SECRETS = re.compile(
-    r"(?i)("
+# What a secret looks like in the texts of the three SDKs: reprs of headers, JSON, XML, connection strings, signed URLs.
+# The name stays, the value goes.
+_NAMES = (
     r"x-amz-signature|x-amz-credential|x-amz-security-token|x-goog-signature|x-goog-credential"
-    r"|aws_?secret_?access_?key|aws_?session_?token|account_?key|accountkey|shared_?access_?signature"
-    r"|access_?token|refresh_?token|client_?secret|password|sig|signature|authorization"
-    r")(\"?\s*[=:]\s*\"?)(?:bearer\s+|sharedkey\s+)?[^\s&;,\"'<>]+"
+    r"|secret_?access_?key|session_?token|secret_?key|account_?key|shared_?access_?signature|private_?key"
+    r"|access_?token|refresh_?token|id_?token|client_?secret|client_?assertion|password|sig|signature"
+)
+_SEPARATOR = r"\\?[\"']?\s*[=:>]\s*(?:b?\\?[\"'])?"
+_VALUE = r"[^\s&;,\"'<>\\]+"
+_PEM = r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
+_SECRETS = re.compile(
+    rf"(?is)({_NAMES})({_SEPARATOR})(?:{_PEM}|{_VALUE})"
+    # The header has the name of a method before the value: Bearer, Basic, SharedKey, AWS4-HMAC-SHA256.
+    rf"|(authorization)({_SEPARATOR})(?:[\w-]+\s+)?{_VALUE}"
+    # http://user:password@proxy:3128
+    r"|()(://)[^\s/@:\"'<>]*:[^\s/@\"'<>]+(?=@)"
 )
 
 
@@ -60,7 +69,7 @@ def redact(text: str) -> str:
     Returns:
         The text with every recognised secret's value replaced by ``***``.
     """
-    return _SECRETS.sub(r"\1\2***", text)
+    return _SECRETS.sub(r"\1\2\3\4\5\6***", text)
 
 
 def describe(cause: BaseException) -> str:

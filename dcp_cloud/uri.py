@@ -42,6 +42,8 @@ _SCHEMES: Mapping[str, str] = MappingProxyType(
 _SECRET_OPTION = re.compile(
     r"(?i)secret|password|passwd|signature|^sig$|^sas|_sas|sas_|token|account_?key|access_?key|connection_?string|credential"
 )
+_USER_INFO = re.compile(r"://.*@")
+_SCHEME_AND_REST = re.compile(r"([^:/@]*:/+)?(.*)", re.DOTALL)
 _AZURE_HOST = re.compile(r"^(?P<account>[a-z0-9-]+)\.(?:blob|dfs)\.(?P<suffix>[a-z0-9.-]+)$")
 _CREDENTIALS_HINT = (
     "leave credentials to the provider's own chain (environment, profile, workload identity); "
@@ -67,7 +69,7 @@ class StoreURI:
     prefix: str
     account: str | None = None
     endpoint: str | None = None
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @classmethod
     def parse(cls, uri: str | os.PathLike[str] | StoreURI) -> StoreURI:
@@ -81,16 +83,17 @@ class StoreURI:
             The parts.
 
         Raises:
-            InvalidURIError: The scheme is unknown, the bucket is missing, a segment of the prefix is empty, ``.`` or
-                ``..``, a secret stands in the URI, or a ``pathlib`` object has swallowed one of its slashes.
+            InvalidURIError: It is neither text nor a path, the scheme is unknown, the bucket is missing, a segment of
+                the prefix is empty, ``.`` or ``..``, a secret stands in the URI, or a ``pathlib`` object has swallowed
+                one of its slashes.
         """
         if isinstance(uri, StoreURI):
             return uri
-        text = os.fspath(uri)
+        text = os.fspath(uri) if isinstance(uri, os.PathLike) else uri
         if not isinstance(text, str):
             raise InvalidURIError("a checkpoint URI must be text", cause=f"got {type(text).__name__}")
         _refuse_lost_slash(text)
-        if "://" not in text:
+        if "://" not in text.partition("?")[0]:
             return _parse_path(text, is_path_object=not isinstance(uri, str))
         scheme, _, rest = text.partition("://")
         if scheme.lower() not in _SCHEMES:
@@ -139,22 +142,23 @@ class StoreURI:
         return f"{scheme}://{host}" + (f"/{self.prefix}" if self.prefix else "")
 
     def __str__(self) -> str:
-        query = "&".join(f"{key}={quote(value, safe=':/@,')}" for key, value in self.options.items())
+        query = "&".join(f"{quote(key)}={quote(value, safe=':/@,')}" for key, value in self.options.items())
         return f"{self.root}?{query}" if query else self.root
 
 
 def _shown(text: str) -> str:
     """Cut the parts of a raw URI that could hold a secret, so that an error may show it."""
-    head = text.partition("?")[0]
-    scheme, sep, rest = head.partition("://")
-    if scheme.lower() in ("s3", "gs", "gcs", "az", "https", "http") and "@" in rest.partition("/")[0]:
-        rest = "***@" + rest.split("@", 1)[1]
-    return f"{scheme}{sep}{rest}"
+    scheme, rest = _SCHEME_AND_REST.fullmatch(text.partition("?")[0]).groups()  # type: ignore[union-attr]  # always
+    head, at, tail = rest.rpartition("@")
+    # An '@' may stand in a key, and between a container and its host: abfss://container@account.dfs.core.windows.net.
+    is_harmless = ":" not in head and ("/" in head or _AZURE_HOST.match(tail.partition("/")[0].lower()))
+    return f"{scheme or ''}{rest}" if not at or is_harmless else f"{scheme or ''}***@{tail}"
 
 
 def _refuse_lost_slash(text: str) -> None:
-    mangled = re.match(r"^(?:.*/)?([a-zA-Z][a-zA-Z0-9]*):/(?!/)", text)
-    if mangled and mangled[1].lower() in _SCHEMES:
+    head = text.partition("?")[0]
+    mangled = re.match(r"^(?:.*/)?([a-zA-Z][a-zA-Z0-9]*):/(?!/)", head)
+    if mangled and "://" not in head and mangled[1].lower() in _SCHEMES:
         raise InvalidURIError(
             f"{_shown(text)!r} has lost a slash",
             cause="pathlib.Path folds '//' into '/', which turns an object-store URI into a local directory",
@@ -165,10 +169,17 @@ def _refuse_lost_slash(text: str) -> None:
 def _parse_path(text: str, *, is_path_object: bool) -> StoreURI:
     if not text or not (is_path_object or text.startswith(("/", "./", "../")) or text in (".", "..")):
         raise InvalidURIError(
-            f"{text!r} is neither a URI nor a path",
+            f"{_shown(text)!r} is neither a URI nor a path",
             hint="write s3://bucket/prefix, gs://…, az://… or, for a local directory, ./dir or /dir",
         )
-    return StoreURI(scheme="file", bucket="", prefix=os.path.abspath(text))
+    if "?" in text:
+        raise InvalidURIError(
+            "a path has no options", key=_shown(text), hint="write file:///dir?option=value, or a path without '?'"
+        )
+    # POSIX leaves two slashes at the front as they are.
+    path = "/" + os.path.abspath(text).lstrip("/")
+    _clean_prefix(path[1:], shown=path)
+    return StoreURI(scheme="file", bucket="", prefix=path)
 
 
 def _parse_options(query: str, *, shown: str) -> dict[str, str]:
@@ -180,6 +191,10 @@ def _parse_options(query: str, *, shown: str) -> dict[str, str]:
             )
         if name in options:
             raise InvalidURIError(f"the option {name!r} is given twice", key=shown, hint="keep one of them")
+        if _USER_INFO.search(value):
+            raise InvalidURIError(
+                f"credentials stand before an '@' in the option {name!r}", key=shown, hint=_CREDENTIALS_HINT
+            )
         options[name] = value
     return options
 
@@ -195,19 +210,23 @@ def _clean_prefix(path: str, *, shown: str) -> str:
             )
     if any(ord(char) < 32 or ord(char) == 127 for char in prefix):
         raise InvalidURIError("the prefix has a control character", key=shown, hint="remove it")
+    if "?" in prefix:
+        raise InvalidURIError("the prefix has a '?'", cause="options begin there", key=shown, hint="remove it")
     return prefix
 
 
 def _need_bucket(bucket: str, *, shown: str, word: str) -> str:
     if not bucket:
         raise InvalidURIError(f"the {word} is missing", key=shown, hint=f"write scheme://{word}/prefix")
+    if ":" in bucket or "@" in bucket:  # no provider allows either; a key that has a slash leaves no '@' here
+        raise InvalidURIError(
+            f"the {word} has a ':' or '@', as if credentials stood in its place", hint=_CREDENTIALS_HINT
+        )
     return bucket
 
 
 def _parse_bucket(path: str, options: dict[str, str], shown: str, scheme: str) -> StoreURI:
     bucket, _, prefix = path.partition("/")
-    if "@" in bucket:
-        raise InvalidURIError("credentials stand before an '@'", key=shown, hint=_CREDENTIALS_HINT)
     word = "container" if scheme in ("az", "azure") else "name" if scheme == "memory" else "bucket"
     return StoreURI(
         scheme=_SCHEMES[scheme],
@@ -222,8 +241,6 @@ def _parse_abfs(path: str, options: dict[str, str], shown: str, _scheme: str) ->
     container, at, host = authority.partition("@")
     if not at:
         return _parse_bucket(path, options, shown, "az")
-    if ":" in container:
-        raise InvalidURIError("credentials stand before an '@'", key=shown, hint=_CREDENTIALS_HINT)
     return StoreURI(
         scheme="az",
         bucket=_need_bucket(container, shown=shown, word="container"),

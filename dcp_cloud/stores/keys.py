@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 
-from dcp_cloud.errors import ChecksumMismatchError, InvalidRequestError
+from dcp_cloud.errors import ChecksumMismatchError, InvalidRequestError, OutOfRangeError
 from dcp_cloud.stores.base import Buffers, Part
 
 
@@ -64,10 +64,10 @@ def check_indices(parts: Sequence[Part], *, key: str) -> None:
         )
 
 
-def range_beyond_end(key: str, start: int, length: int, size_bytes: int | None) -> InvalidRequestError:
+def range_beyond_end(key: str, start: int, length: int, size_bytes: int | None) -> OutOfRangeError:
     """Make the error of a range that ends behind its object."""
     size = "unknown" if size_bytes is None else str(size_bytes)
-    return InvalidRequestError(
+    return OutOfRangeError(
         "the object ends before the range does",
         key=key,
         cause=f"asked for bytes {start} to {start + length}, the object's length is {size}",

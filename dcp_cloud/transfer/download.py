@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from dcp_cloud.config import TransferConfig
-from dcp_cloud.errors import CorruptCheckpointError
+from dcp_cloud.errors import ConfigError, CorruptCheckpointError
 from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.transfer.budget import ByteBudget
 from dcp_cloud.transfer.events import EventHook, Phase, Progressed, ignore_event
@@ -70,6 +70,14 @@ class Target:
     done: Callable[[memoryview], None] | None = None
     label: str = ""
     items: int = 0
+
+    def __post_init__(self) -> None:
+        # Memory of another length would shift all that is read after it by the same request.
+        if self.nbytes < 1 or (self.memory is not None and self.memory.nbytes != self.nbytes):
+            room = "none" if self.memory is None else self.memory.nbytes
+            raise ConfigError(
+                f"a target of {self.nbytes} bytes cannot be read", key=self.key, cause=f"its memory has {room}"
+            )
 
 
 @dataclass(slots=True)
@@ -164,7 +172,8 @@ class _Run:
         finally:
             self._pool.cancel()
             self._budget.close()
-            feeder.join()
+            if feeder.ident is not None:  # None: it could not be started, and that is the error
+                feeder.join()
 
     def _fetch_bytes(self) -> int:
         """Let every connection have its share of a small load, and no request be longer than a part."""

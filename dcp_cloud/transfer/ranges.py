@@ -129,20 +129,17 @@ def upload_part_bytes(expected_bytes: int, *, part_size_bytes: int, limits: Stor
         limits: The provider's limits.
 
     Returns:
-        The wished length, raised to the provider's minimum and so far that ``limits.max_parts`` suffice.
+        The wished length, between the provider's bounds and long enough that ``limits.max_parts`` suffice.
 
     Raises:
         ConfigError: No part length fits an object of this size.
     """
     needed = -(-expected_bytes // limits.max_parts)
-    # A whole number of MiB: readers that align their ranges to parts then meet round offsets.
-    needed = -(-needed // MIB) * MIB if needed > part_size_bytes else part_size_bytes
-    length = max(needed, limits.min_part_bytes)
-    if length > limits.max_part_bytes:
-        if part_size_bytes > limits.max_part_bytes >= -(-expected_bytes // limits.max_parts):
-            return limits.max_part_bytes
+    if max(needed, limits.min_part_bytes) > limits.max_part_bytes:
         raise ConfigError(
             f"an object of {expected_bytes} bytes does not fit into {limits.max_parts} parts",
             hint="shard the state dict over more ranks",
         )
-    return length
+    # A whole number of MiB: readers that align their ranges to parts then meet round offsets.
+    length = part_size_bytes if needed <= part_size_bytes else -(-needed // MIB) * MIB
+    return min(max(length, limits.min_part_bytes), limits.max_part_bytes)

@@ -17,6 +17,9 @@ from dcp_cloud.transfer.events import EventHook, RequestDone, ignore_event
 logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
+# More would overflow a float; long before that any pause has reached its bound.
+_MAX_DOUBLINGS = 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retrier:
@@ -75,7 +78,7 @@ class Retrier:
     def _pause_s(self, error: Exception, attempt: int, *, elapsed_s: float) -> float | None:
         if not isinstance(error, TransientError) or attempt >= self.config.max_attempts:
             return None
-        bound_s = min(self.config.max_delay_s, self.config.base_delay_s * 2 ** (attempt - 1))
+        bound_s = min(self.config.max_delay_s, self.config.base_delay_s * 2 ** min(attempt - 1, _MAX_DOUBLINGS))
         pause_s = max(self.draw() * bound_s, error.retry_after_s or 0.0)
         return None if elapsed_s + pause_s > self.config.total_timeout_s else pause_s
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from dcp_cloud.crc32 import combine_crc32
+
 
 class Span:
     """Bytes of known length and lazily known content.
@@ -23,7 +24,7 @@ class Span:
         on_sent: Called once when the store has the bytes, with their number.
     """
 
-    __slots__ = ("_crc32", "_halves", "_load", "_lock", "nbytes", "on_sent")
+    __slots__ = ("_crc32", "_halves", "_load", "_lock", "_start", "nbytes", "on_sent")
 
     def __init__(
         self, nbytes: int, load: Callable[[], memoryview], *, on_sent: Callable[[int], None] | None = None
@@ -31,6 +32,7 @@ class Span:
         self.nbytes = nbytes
         self.on_sent = on_sent
         self._load: Callable[[], memoryview] | None = load
+        self._start = 0
         self._lock = threading.Lock()
         self._crc32: int | None = None
         self._halves: tuple[Span, Span] | None = None
@@ -52,13 +54,15 @@ class Span:
     def view(self) -> memoryview:
         """Give the bytes. A span that was split or forgotten has none."""
         assert self._load is not None  # noqa: S101 - parts hold only spans that are neither
-        return self._load()
+        view = self._load()[self._start : self._start + self.nbytes]
+        assert view.nbytes == self.nbytes  # noqa: S101 - a shorter one would shift all that follows in the object
+        return view
 
     def crc32(self) -> int:
         """Give the CRC-32 (zlib) of the bytes, computing it the first time."""
         with self._lock:
             if self._crc32 is None:
-                self._crc32 = zlib.crc32(self.view()) if self._halves is None else crc32_of(self._halves)
+                self._crc32 = zlib.crc32(self.view()) if self._halves is None else crc32_of(self._leaves())
             return self._crc32
 
     def forget(self) -> None:
@@ -77,14 +81,22 @@ class Span:
         """
         load = self._load
         assert load is not None  # noqa: S101 - a span is split before it is sent
-        halves = (
-            Span(nbytes, lambda: load()[:nbytes], on_sent=self.on_sent),
-            Span(self.nbytes - nbytes, lambda: load()[nbytes:], on_sent=self.on_sent),
-        )
+        halves = (Span(nbytes, load, on_sent=self.on_sent), Span(self.nbytes - nbytes, load, on_sent=self.on_sent))
+        halves[0]._start, halves[1]._start = self._start, self._start + nbytes
         with self._lock:
             self._halves = halves
             self._load = None
         return halves
+
+    def _leaves(self) -> Iterator[Span]:
+        """Give the pieces that hold the bytes; a long span is halved thousands of times, too deep for recursion."""
+        pending: list[Span] = [self]
+        while pending:
+            span = pending.pop()
+            if span._halves is None:
+                yield span
+            else:
+                pending.extend(reversed(span._halves))
 
 
 def crc32_of(spans: Iterable[Span]) -> int:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -24,7 +25,7 @@ from types import TracebackType
 from typing_extensions import Self
 
 from dcp_cloud.config import TransferConfig
-from dcp_cloud.errors import ConfigError, DcpCloudError
+from dcp_cloud.errors import ConfigError, describe
 from dcp_cloud.stores.base import MultipartUpload, ObjectStore, Part
 from dcp_cloud.transfer.budget import ByteBudget
 from dcp_cloud.transfer.events import EventHook, Phase, Progressed, ignore_event
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 # Time for cleaning up after a failure; the failure itself must not wait long for a store that may be gone.
 _CLEAN_UP_S = 15.0
+# What is left of it when it is used up: one try of each request.
+_LAST_TRY_S = 0.001
 
 
 class Uploader:
@@ -63,8 +66,9 @@ class Uploader:
         self._phase: Phase = phase
         # A part under way may hold a staged copy, so concurrency is a matter of memory too.
         threads = max(1, min(config.max_concurrency, config.max_inflight_bytes // config.part_size_bytes))
-        self.pool = WorkerPool(threads, queue_limit=threads, name="dcp_cloud-upload")
         self.budget = ByteBudget(config.max_inflight_bytes)
+        # What a failed part holds is never released, so whoever waits for memory has to be woken.
+        self.pool = WorkerPool(threads, queue_limit=threads, name="dcp_cloud-upload", on_cancel=self.budget.close)
         self.store = RetryingStore(store, Retrier(config=config.retry, hook=hook, cancelled=self.pool.cancelled))
         self._uploads: list[ObjectUpload] = []
 
@@ -74,9 +78,11 @@ class Uploader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            self.budget.close()
-        self.pool.__exit__(kind, error, trace)
+        try:
+            self.pool.__exit__(kind, error, trace)
+        except BaseException:  # an error that the pool still had to tell, or a Ctrl-C
+            self._undo()
+            raise
         if error is not None:
             self._undo()
 
@@ -119,13 +125,15 @@ class Uploader:
 
     def _undo(self) -> None:
         """Leave nothing behind; failures here are logged, since an error is already on its way."""
-        retry = replace(self._config.retry, total_timeout_s=min(_CLEAN_UP_S, self._config.retry.total_timeout_s))
-        retrier = Retrier(config=retry, hook=self._hook)
+        deadline_s = time.monotonic() + _CLEAN_UP_S
         for upload in self._uploads:
-            try:
-                upload.undo(replace(self.store, retrier=retrier))
-            except DcpCloudError as error:
-                logger.warning("could not clean up %s; 'dcp-cloud sweep' will: %s", upload.key, error)
+            for step in (upload.abort, upload.delete):
+                left_s = max(_LAST_TRY_S, deadline_s - time.monotonic())
+                retry = replace(self._config.retry, total_timeout_s=min(left_s, self._config.retry.total_timeout_s))
+                try:
+                    step(Retrier(config=retry, hook=self._hook))
+                except Exception as error:  # a store's own bug must not hide what went wrong before
+                    logger.warning("could not clean up %s; 'dcp-cloud sweep' will: %s", upload.key, describe(error))
 
 
 class ObjectUpload:
@@ -190,16 +198,23 @@ class ObjectUpload:
             return
         self._send_open(is_last=True)
 
-    def undo(self, store: RetryingStore) -> None:
-        """Abort the upload and delete the object, if they got so far.
+    def abort(self, retrier: Retrier) -> None:
+        """Abort the upload if it was begun.
 
         Args:
-            store: The store to clean; it retries even though the transfer was cancelled.
+            retrier: Repeats even though the transfer was cancelled.
         """
         if self._multipart is not None and not self._stored:
-            replace(self._multipart, retrier=store.retrier).abort()
+            replace(self._multipart, retrier=retrier).abort()
+
+    def delete(self, retrier: Retrier) -> None:
+        """Delete the object if anything of it was sent; whether the last request took effect may not be known.
+
+        Args:
+            retrier: As for ``abort``.
+        """
         if self._begun_parts:
-            store.delete([self.key])
+            replace(self._uploader.store, retrier=retrier).delete([self.key])
 
     def _send_open(self, *, is_last: bool = False) -> None:
         limits = self._uploader.store.limits

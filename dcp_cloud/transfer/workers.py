@@ -23,18 +23,23 @@ Task: TypeAlias = Callable[[], None]
 class WorkerPool:
     """Runs tasks on threads. The first failure cancels what has not begun and is raised where the caller waits.
 
-    Leaving the ``with`` block waits for every thread, so that no task touches memory that the caller takes back.
+    Leaving the ``with`` block waits for every thread, so that no task touches memory that the caller takes back, and
+    raises an error that nobody has waited for.
 
     Args:
         threads: Most threads at once.
         queue_limit: Tasks that may wait; ``submit`` blocks while there are as many.
         name: Name of the threads, for whoever looks at a stack dump.
+        on_cancel: Wakes whoever waits for something else that the dropped tasks would have brought; quick.
     """
 
-    def __init__(self, threads: int, *, queue_limit: int, name: str) -> None:
+    def __init__(
+        self, threads: int, *, queue_limit: int, name: str, on_cancel: Callable[[], None] | None = None
+    ) -> None:
         self._max_threads = threads
         self._queue_limit = queue_limit
         self._name = name
+        self._on_cancel = on_cancel
         self._changed = threading.Condition()
         self._waiting: deque[Task] = deque()
         self._running = 0
@@ -49,13 +54,20 @@ class WorkerPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
+        try:
+            if error is not None:
+                self.cancel()
+            if error is None or (self._error is not None and isinstance(error, TransferCancelledError)):
+                self.join()  # raises what nobody has waited for
+        except BaseException:
             self.cancel()
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
+            raise
+        finally:
+            with self._changed:
+                self._stopping = True
+                self._changed.notify_all()
+            for thread in self._threads:
+                thread.join()
 
     def submit(self, task: Task) -> None:
         """Queue a task, waiting while the queue is full.
@@ -108,6 +120,8 @@ class WorkerPool:
     def _cancel(self) -> None:
         self.cancelled.set()
         self._waiting.clear()
+        if self._on_cancel is not None:
+            self._on_cancel()
         self._changed.notify_all()
 
     def _raise_if_ended(self) -> None:
