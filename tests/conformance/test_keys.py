@@ -13,7 +13,7 @@ _KEYS = (
     "plus+and&and=and?and#and;and:and,and@",
     "percent%20is%2Fliteral%",
     "ünï/cödé/日本語/🙂",
-    "quotes'\"<>[]{}|\\^`~$!()*",
+    "quotes'\"<>[]{}|^`~$!()*",
     ".metadata",
     ".hidden/__0_0.distcp",
     "a" * 200 + "/" + "b" * 200 + "/" + "c" * 200,
@@ -50,3 +50,10 @@ def test_uploads_and_conditions_take_keys_literally(store: ObjectStore, oracle: 
     store.delete([key])
     store.put(key, [memoryview(b"2")], condition=IfAbsent())
     assert oracle.read(key) == b"2"
+
+
+def test_a_backslash_is_no_slash(store: ObjectStore, oracle: Oracle):
+    """A backslash is a character like any other."""
+    put(store, "back\\slash", b"1")
+    assert oracle.keys() == {"back\\slash"}
+    assert store.get("back\\slash", max_bytes=9).data == b"1"
