@@ -1,4 +1,4 @@
-"""Joining the CRC-32 of neighbouring byte runs without reading the bytes again.
+"""Joining the CRC-32 or CRC-32C of neighbouring byte runs without reading the bytes again.
 
 A CRC is the remainder of the bytes, seen as a polynomial over GF(2), by a fixed polynomial. Appending ``n`` bytes
 multiplies what came before by ``x**(8 * n)``, so the checksum of a whole follows from those of its parts and their
@@ -10,7 +10,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 # CRC-32 of zlib, zip and S3 (ISO 3309), bits reversed: the highest bit is the coefficient of x**0.
-_POLYNOMIAL = 0xEDB88320
+_CRC32 = 0xEDB88320
+# CRC-32C of Google Cloud Storage and iSCSI (RFC 3720, appendix B.4), likewise.
+_CRC32C = 0x82F63B78
 _ONE = 1 << 31
 _X = 1 << 30
 
@@ -26,27 +28,41 @@ def combine_crc32(crc_a: int, crc_b: int, len_b: int) -> int:
     Returns:
         What ``zlib.crc32`` would give for both together.
     """
-    return _multiply(_shift(len_b), crc_a) ^ crc_b
+    return _multiply(_shift(len_b, _CRC32), crc_a, _CRC32) ^ crc_b
+
+
+def combine_crc32c(crc_a: int, crc_b: int, len_b: int) -> int:
+    """Compute the CRC-32C of two byte runs laid end to end.
+
+    Args:
+        crc_a: CRC-32C of the first run.
+        crc_b: CRC-32C of the second run.
+        len_b: Length of the second run, bytes.
+
+    Returns:
+        The CRC-32C of both together.
+    """
+    return _multiply(_shift(len_b, _CRC32C), crc_a, _CRC32C) ^ crc_b
 
 
 @lru_cache(maxsize=4096)
-def _shift(nbytes: int) -> int:
+def _shift(nbytes: int, polynomial: int) -> int:
     """Give ``x**(8 * nbytes)`` modulo the polynomial; parts have few lengths, so it is mostly known already."""
     result, square, exponent = _ONE, _X, 8 * nbytes
     while exponent:
         if exponent & 1:
-            result = _multiply(square, result)
-        square = _multiply(square, square)
+            result = _multiply(square, result, polynomial)
+        square = _multiply(square, square, polynomial)
         exponent >>= 1
     return result
 
 
-def _multiply(a: int, b: int) -> int:
+def _multiply(a: int, b: int, polynomial: int) -> int:
     """Multiply two polynomials modulo the CRC's own, the way zlib's ``crc32_combine`` does."""
     product = 0
     while a:
         if a & _ONE:
             product ^= b
         a = (a << 1) & 0xFFFFFFFF
-        b = (b >> 1) ^ _POLYNOMIAL if b & 1 else b >> 1
+        b = (b >> 1) ^ polynomial if b & 1 else b >> 1
     return product

@@ -28,6 +28,7 @@ STORES: Mapping[str, str | None] = MappingProxyType(
         "s3-ceph": "ceph",
         "s3-ceph-tls": "ceph-tls",
         "azure-azurite": "azurite",
+        "gcs-fake": "fake-gcs",
         **{f"external-{name}": name for name in external_servers(os.environ)},
     }
 )

@@ -114,6 +114,24 @@ class AzureOracle:
         return {name.removeprefix(self._start) for name in names}
 
 
+class GCSOracle:
+    """google-cloud-storage's own calls and transport."""
+
+    def __init__(self, client: Any, bucket: str, prefix: str) -> None:
+        self._bucket, self._start = client.bucket(bucket), f"{prefix}/" if prefix else ""
+
+    def seed(self, key: str, data: bytes) -> None:
+        self._bucket.blob(self._start + key).upload_from_string(data, content_type="application/octet-stream")
+
+    def read(self, key: str) -> bytes | None:
+        blob = self._bucket.get_blob(self._start + key)
+        return None if blob is None else bytes(blob.download_as_bytes())
+
+    def keys(self) -> set[str]:
+        blobs = self._bucket.client.list_blobs(self._bucket, prefix=self._start)
+        return {blob.name.removeprefix(self._start) for blob in blobs}
+
+
 def server_oracle(scheme: str, client: Any, bucket: str, prefix: str) -> Oracle:
     """Make the oracle for a server by the scheme of its protocol."""
-    return {"s3": S3Oracle, "az": AzureOracle}[scheme](client, bucket, prefix)
+    return {"s3": S3Oracle, "gs": GCSOracle, "az": AzureOracle}[scheme](client, bucket, prefix)

@@ -1,0 +1,80 @@
+"""Settings of the Google Cloud Storage store. No SDK is needed to read them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dcp_cloud.errors import ConfigError
+
+# What can stand in an HTTP header field: custom metadata travels in them.
+_HEADER_NAME = re.compile(r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")
+_HEADER_VALUE = re.compile(r"^[\x20-\x7e]*$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GCSConfig:
+    """How to reach a bucket on Google Cloud Storage.
+
+    Credentials come from the SDK's own chain (application default credentials): ``GOOGLE_APPLICATION_CREDENTIALS``
+    with a service account's or a workload identity's file, ``gcloud auth application-default login``, the service
+    account of the machine or pod.
+
+    Args:
+        endpoint_url: URL of the service instead of ``https://storage.googleapis.com``: a private endpoint, another
+            universe, an emulator. Left out, ``STORAGE_EMULATOR_HOST`` is taken, which also means no credentials.
+        anonymous: Send no credentials: for public buckets and emulators.
+        upload_method: How an object goes up in parts. ``xml-multipart`` leaves no temporary objects; ``compose``
+            stores pieces, joins and deletes them, for servers that do not have the former.
+        user_project: Project to bill for requests, where the requester pays.
+        kms_key_name: Cloud KMS key for new objects instead of the bucket's:
+            ``projects/…/locations/…/keyRings/…/cryptoKeys/…``.
+        storage_class: Storage class of new objects instead of the bucket's.
+        verify_tls: Whether to check the server's certificate.
+        ca_bundle: File of CA certificates to trust instead of the SDK's.
+        connect_timeout_s: Time for TCP connect and TLS handshake, seconds.
+        read_timeout_s: Longest time without progress while sending or receiving, seconds.
+        max_pool_connections: Connections kept open for reuse.
+        metadata: Custom metadata of new objects, ASCII. Argument only.
+        credentials_factory: Makes the ``google.auth.credentials.Credentials`` to use; a picklable function. For
+            credentials that the chain does not find. Argument only.
+    """
+
+    endpoint_url: str | None = None
+    anonymous: bool = False
+    upload_method: Literal["xml-multipart", "compose"] = "xml-multipart"
+    user_project: str | None = None
+    kms_key_name: str | None = None
+    storage_class: str | None = None
+    verify_tls: bool = True
+    ca_bundle: str | None = None
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 60.0
+    max_pool_connections: int = 64
+    metadata: Mapping[str, str] = field(default_factory=dict, metadata={"argument_only": True})
+    credentials_factory: Callable[[], Any] | None = field(default=None, repr=False, metadata={"argument_only": True})
+
+    def __post_init__(self) -> None:
+        if self.endpoint_url is not None and not self.endpoint_url.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"endpoint_url={self.endpoint_url!r} is no URL", hint="write http://host:port or https://host:port"
+            )
+        if self.upload_method not in ("xml-multipart", "compose"):
+            raise ConfigError(
+                f"upload_method={self.upload_method!r} is not known", hint="use 'xml-multipart' or 'compose'"
+            )
+        if self.anonymous and self.credentials_factory is not None:
+            raise ConfigError("anonymous and credentials_factory exclude each other", hint="leave one of them out")
+        for name in ("connect_timeout_s", "read_timeout_s", "max_pool_connections"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r} is out of range", hint="it must be above 0")
+        for name in ("user_project", "kms_key_name", "storage_class"):
+            if not _HEADER_VALUE.match(getattr(self, name) or ""):
+                raise ConfigError(f"{name} is not plain ASCII", hint="copy it as the provider shows it")
+        for key, value in self.metadata.items():
+            if not (_HEADER_NAME.match(key) and _HEADER_VALUE.match(value)):
+                raise ConfigError(
+                    f"the custom metadata {key!r} cannot be stored", hint="keys and values must be plain ASCII"
+                )
