@@ -109,8 +109,9 @@ def _load(target: str, uri: StoreURI, scheme: _Scheme) -> Any:  # noqa: ANN401 -
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("dcp_cloud"):
             raise ConfigError(f"{uri.scheme}:// is not supported by this version of dcp-cloud", key=uri.root) from error
+        package = (error.name or "").partition(".")[0]
         raise MissingExtraError(
-            f"{uri.scheme}:// needs the package {error.name!r}, which is not installed",
+            f"{uri.scheme}:// needs the package {package!r}, which is not installed",
             key=uri.root,
-            hint=f'pip install "dcp-cloud[{scheme.extra}]"',
+            hint=f'install it: pip install "dcp-cloud[{scheme.extra}]"',
         ) from error

@@ -58,8 +58,12 @@ class _Answer:
         self._response = response
 
     def stream(self) -> Iterator[bytes]:
+        """Give the body of an error or of an answer without data."""
         with self._response:
             yield self._response.read(_MAX_ANSWER_BYTES)
+
+    def close(self) -> None:
+        """Leave the response open: the SDK closes what it drops, and the caller is still to read from it."""
 
 
 class S3Client:
