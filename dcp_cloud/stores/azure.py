@@ -22,7 +22,7 @@ from dcp_cloud.stores.azure_checksums import checksum_headers
 from dcp_cloud.stores.azure_client import AzureClient
 from dcp_cloud.stores.azure_config import AzureConfig
 from dcp_cloud.stores.azure_errors import from_answer, translated
-from dcp_cloud.stores.azure_transport import Freight
+from dcp_cloud.stores.azure_transport import ship
 from dcp_cloud.stores.azure_upload import AzureUpload, find_uploads, new_upload_id
 from dcp_cloud.stores.base import (
     Buffers,
@@ -78,7 +78,7 @@ class AzureStore:
     def head(self, key: str) -> ObjectMeta:
         """Describe an object."""
         with self._translated("get_blob_properties", key):
-            found = self.client.blob(key).get_blob_properties(freight=Freight(key=key), **self.client.encryption())
+            found = self.client.blob(key).get_blob_properties(**ship(key), **self.client.encryption())
         if _is_folder(found):
             raise NotFoundError("it is a directory, not an object", key=key)
         return _meta(found)
@@ -87,7 +87,7 @@ class AzureStore:
         """Read the beginning of an object."""
         arrival = _Beginning(key, max_bytes)
         try:
-            meta = self._download(key, 0, max_bytes, Freight(key=key, receive=arrival.receive))
+            meta = self._download(key, 0, max_bytes, ship(key, receive=arrival.receive))
         except InvalidRequestError:
             meta = self.head(key)
             if meta.size_bytes:
@@ -107,7 +107,7 @@ class AzureStore:
                 raise range_beyond_end(key, start, length, size_bytes)
             response.read_into(buffers)
 
-        self._download(key, start, length, Freight(key=key, receive=receive), **_matching(if_match))
+        self._download(key, start, length, ship(key, receive=receive), **_matching(if_match))
 
     def put(
         self,
@@ -123,7 +123,7 @@ class AzureStore:
         if isinstance(condition, IfMatch):
             arguments |= _matching(condition.etag)
         # Sent twice, a conditional write would find its own object.
-        freight = Freight(key=key, body=data, replay=condition is None)
+        freight = ship(key, body=data, replay=condition is None)
         try:
             with self._translated("put_blob", key):
                 answer = self.client.blob(key).upload_blob(
@@ -131,7 +131,7 @@ class AzureStore:
                     length=length,
                     overwrite=not isinstance(condition, IfAbsent),
                     headers=checksum_headers(data, self.client.config.checksums),
-                    freight=freight,
+                    **freight,
                     **arguments,
                 )
         except NotFoundError as error:
@@ -164,7 +164,7 @@ class AzureStore:
     def list_prefixes(self, prefix: str = "") -> Iterator[str]:
         """List the names of the next level. On an account with hierarchical namespace, empty directories too."""
         with self._translated("list_blobs", prefix):
-            found = self.client.container.walk_blobs(below(prefix) or None, delimiter="/", freight=Freight(key=prefix))
+            found = self.client.container.walk_blobs(below(prefix) or None, delimiter="/", **ship(prefix))
             for item in found:
                 if isinstance(item, BlobPrefix):
                     yield item.name.removesuffix("/")
@@ -183,16 +183,16 @@ class AzureStore:
     def _translated(self, operation: str, key: str) -> Any:  # noqa: ANN401 - a context manager
         return translated(f"{operation} on {self.uri}", key=key or None)
 
-    def _download(self, key: str, start: int, length: int, freight: Freight, **condition: object) -> ObjectMeta:
+    def _download(self, key: str, start: int, length: int, freight: dict[str, Any], **condition: object) -> ObjectMeta:
         with self._translated("get_blob", key):
             blob, encryption = self.client.blob(key), self.client.encryption()
-            found = blob.download_blob(offset=start, length=length, freight=freight, **encryption, **condition)
+            found = blob.download_blob(offset=start, length=length, **freight, **encryption, **condition)
         return _meta(found.properties)
 
     def _list(self, prefix: str, *, include: str) -> Iterator[BlobProperties]:
         with self._translated("list_blobs", prefix):
             start = below(prefix)
-            for found in self.client.container.list_blobs(start or None, include=include, freight=Freight(key=prefix)):
+            for found in self.client.container.list_blobs(start or None, include=include, **ship(prefix)):
                 if found.name != start:
                     yield found
 
@@ -200,7 +200,7 @@ class AzureStore:
         if len(keys) == 1:
             try:
                 with self._translated("delete_blob", keys[0]):
-                    self.client.blob(keys[0]).delete_blob(freight=Freight(key=keys[0]))
+                    self.client.blob(keys[0]).delete_blob(**ship(keys[0]))
             except BucketNotFoundError:
                 raise
             except NotFoundError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ from azure.storage.blob import BlobServiceClient, ContainerClient, CustomerProvi
 from dcp_cloud.errors import ConfigError, InvalidRequestError, MissingExtraError
 from dcp_cloud.stores.azure_config import AzureConfig
 from dcp_cloud.stores.azure_errors import translated
-from dcp_cloud.stores.azure_transport import Freight, WireTransport
+from dcp_cloud.stores.azure_transport import WireTransport, ship
 from dcp_cloud.stores.wire import Wire, WireConfig
 from dcp_cloud.uri import StoreURI
 
@@ -33,6 +34,7 @@ class AzureClient:
     def __init__(self, uri: StoreURI, config: AzureConfig) -> None:
         self.uri = uri
         self.config = config
+        self._lock = threading.Lock()
         self._made: tuple[int, BlobServiceClient, ContainerClient] | None = None
         self._key: CustomerProvidedEncryptionKey | None = None
 
@@ -41,14 +43,16 @@ class AzureClient:
 
     @property
     def container(self) -> ContainerClient:
-        """The SDK's client. Two threads that come at once may make two of them, and one is kept."""
+        """The SDK's client."""
         made = self._made
-        # Not after a fork: a credential may hold sockets that are the parent's.
-        if made is None or made[0] != os.getpid():
-            with translated("configuring the Azure client", key=self.uri.root):
+        if made is not None and made[0] == os.getpid():
+            return made[2]
+        with self._lock, translated("configuring the Azure client", key=self.uri.root):
+            # Not after a fork: a credential may hold sockets that are the parent's.
+            if self._made is None or self._made[0] != os.getpid():
                 service = _make_service(self.uri, self.config)
-                made = self._made = (os.getpid(), service, service.get_container_client(self.uri.bucket))
-        return made[2]
+                self._made = (os.getpid(), service, service.get_container_client(self.uri.bucket))
+            return self._made[2]
 
     def blob(self, key: str) -> Any:  # noqa: ANN401 - the keywords for the transport are in no signature
         """Make the SDK's client of one blob.
@@ -100,7 +104,7 @@ class AzureClient:
         # Where the account stands in the path, the SDK writes it into the parts of a batch on localhost only.
         account = path.removesuffix(f"/{container.container_name}").strip("/")
         prepend = {"url_prepend": account} if account else {}
-        return list(container.delete_blobs(*keys, raise_on_any_failure=False, freight=Freight(key=keys[0]), **prepend))
+        return list(container.delete_blobs(*keys, raise_on_any_failure=False, **ship(keys[0]), **prepend))
 
     def close(self) -> None:
         """Close the resting connections; the next request connects anew."""

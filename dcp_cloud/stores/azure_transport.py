@@ -7,6 +7,7 @@ the way back the freight takes the body from the socket, and the SDK sees an ans
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,31 @@ class Freight:
     body: Buffers | None = None
     receive: Callable[[WireResponse], None] | None = None
     replay: bool = True
+
+
+def ship(
+    key: str | None,
+    *,
+    body: Buffers | None = None,
+    receive: Callable[[WireResponse], None] | None = None,
+    replay: bool = True,
+) -> dict[str, Any]:
+    """Make the keywords that go with every call of the SDK.
+
+    Args:
+        key: As in :class:`Freight`.
+        body: As in :class:`Freight`.
+        receive: As in :class:`Freight`.
+        replay: As in :class:`Freight`.
+
+    Returns:
+        The keywords.
+    """
+    return {
+        "freight": Freight(key=key, body=body, receive=receive, replay=replay),
+        # The SDK's own choice, uuid1, can leave an open file behind in each thread (libuuid's clock.txt), for ever.
+        "client_request_id": str(uuid.uuid4()),
+    }
 
 
 class WireTransport(HttpTransport[Any, Any]):

@@ -30,7 +30,7 @@ from dcp_cloud.errors import (
 from dcp_cloud.stores.azure_checksums import checksum_headers
 from dcp_cloud.stores.azure_client import AzureClient
 from dcp_cloud.stores.azure_errors import error_code, translated
-from dcp_cloud.stores.azure_transport import Freight
+from dcp_cloud.stores.azure_transport import ship
 from dcp_cloud.stores.base import Buffers, ObjectMeta, Part
 from dcp_cloud.stores.keys import check_indices, total_bytes
 
@@ -80,9 +80,7 @@ class AzureUpload:
         blocks = [BlobBlock(part.token, state=state) for part in parts]
         with self._translated("put_block_list"):
             try:
-                answer = self._blob.commit_block_list(
-                    blocks, freight=Freight(key=self.key, replay=False), **self.client.creating()
-                )
+                answer = self._blob.commit_block_list(blocks, **ship(self.key, replay=False), **self.client.creating())
             except HttpResponseError as error:
                 if error_code(error) == "InvalidBlockList" and self not in find_uploads(self.client, self.key):
                     raise NotFoundError(
@@ -108,16 +106,14 @@ class AzureUpload:
         if list(_uploads_of(self.client, self.key)) != [self]:
             return
         # Sent twice, a create-only write would find its own object.
-        freight = Freight(key=self.key, replay=False)
+        freight = ship(self.key, replay=False)
         try:
             with self._translated("put_block_list"):
                 empty = self._blob.commit_block_list(
-                    [], match_condition=MatchConditions.IfMissing, freight=freight, **self.client.writing()
+                    [], match_condition=MatchConditions.IfMissing, **freight, **self.client.writing()
                 )
             with self._translated("delete_blob"):
-                self._blob.delete_blob(
-                    etag=empty["etag"], match_condition=MatchConditions.IfNotModified, freight=freight
-                )
+                self._blob.delete_blob(etag=empty["etag"], match_condition=MatchConditions.IfNotModified, **freight)
         except BucketNotFoundError:
             raise
         except (AlreadyExistsError, PreconditionError, NotFoundError):
@@ -134,7 +130,7 @@ class AzureUpload:
                 b"",
                 length=total_bytes(data),
                 headers=checksum_headers(data, self.client.config.checksums),
-                freight=Freight(key=self.key, body=data),
+                **ship(self.key, body=data),
                 **self.client.writing(),
             )
 
@@ -171,7 +167,7 @@ def _uploads_of(client: AzureClient, key: str) -> Iterator[AzureUpload | None]:
     """Find all uploads to a key; None stands for those of other programs."""
     try:
         with translated(f"get_block_list on {client.uri.root}", key=key):
-            blocks = client.blob(key).get_block_list("uncommitted", freight=Freight(key=key))[1]
+            blocks = client.blob(key).get_block_list("uncommitted", **ship(key))[1]
     except BucketNotFoundError:
         raise
     except NotFoundError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import uuid
 from collections.abc import Callable
 
 import pytest
@@ -151,3 +152,17 @@ def test_a_folder_of_a_hierarchical_account_is_no_object(stub: Stub, open_at: Op
     assert [(meta.key, meta.size_bytes) for meta in store.list()] == [("run/a", 3), ("run/b", 0)]
     with pytest.raises(FileNotFoundError):
         store.head("run")
+
+
+def test_requests_are_numbered_by_chance(stub: Stub, open_at: Open):
+    """Numbers by clock and host (the SDK's own) cost an open file for each thread, where libuuid keeps a clock."""
+    store = open_at(stub)
+    store.put("a", _PIECES)
+    upload = store.create_multipart("b")
+    upload.complete([upload.put_part(0, _PIECES)])
+    stub.answer = lambda request: content(b"12", status=200 if request.method == "HEAD" else 206)
+    store.get("a", max_bytes=2)
+    store.head("a")
+    numbers = [request.headers["x-ms-client-request-id"] for request in stub.requests]
+    assert len(set(numbers)) == len(numbers) == 6
+    assert {uuid.UUID(number).version for number in numbers} == {4}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,6 +85,20 @@ def test_no_token_is_unauthenticated(tls_stub: Stub, open_at: Open, kind: type[C
     with pytest.raises(UnauthenticatedError, match="AZURE_STORAGE_KEY"):
         store.head("a")
     assert tls_stub.requests == []
+
+
+def test_many_threads_make_one_credential(tls_stub: Stub, open_at: Open):
+    """Threads that come at once share client, credential and token: identity services throttle too."""
+    made: list[Tokens] = []
+
+    def make() -> Tokens:
+        made.append(Tokens())
+        return made[-1]
+
+    store = open_at(tls_stub, credential_factory=make)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: store.put(f"a{number}", [memoryview(b"x")]), range(16)))
+    assert len(made) == 1
 
 
 def test_a_token_is_not_sent_in_the_clear(stub: Stub, open_at: Open):
