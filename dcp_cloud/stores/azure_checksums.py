@@ -35,7 +35,7 @@ def checksum_headers(data: Buffers, kind: Literal["none", "md5", "crc64"]) -> di
 
 def _crc64(data: Buffers) -> int:
     # Azure's polynomial is that of CRC-64/NVME. Of the two packages that compute it, Microsoft's own takes only
-    # bytes objects, so that every part would be copied, and is 30 times slower.
+    # bytes objects, so that every part would be copied, and is ten times slower.
     try:
         from awscrt.checksums import crc64nvme  # noqa: PLC0415 - optional
     except ModuleNotFoundError as error:
