@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dcp_cloud.checkpoint.checkpointer import CloudCheckpointer
     from dcp_cloud.checkpoint.planner import CloudLoadPlanner
     from dcp_cloud.checkpoint.providers import (
         AzureStorageReader,
@@ -40,6 +41,7 @@ __all__ = [
     "AzureConfig",
     "AzureStorageReader",
     "AzureStorageWriter",
+    "CloudCheckpointer",
     "CloudLoadPlanner",
     "CloudStorageReader",
     "CloudStorageWriter",
@@ -64,6 +66,7 @@ _HOMES: Mapping[str, str] = MappingProxyType(
         "AzureConfig": "dcp_cloud.stores.azure_config",
         "AzureStorageReader": "dcp_cloud.checkpoint.providers",
         "AzureStorageWriter": "dcp_cloud.checkpoint.providers",
+        "CloudCheckpointer": "dcp_cloud.checkpoint.checkpointer",
         "CloudLoadPlanner": "dcp_cloud.checkpoint.planner",
         "CloudStorageReader": "dcp_cloud.checkpoint.reader",
         "CloudStorageWriter": "dcp_cloud.checkpoint.writer",

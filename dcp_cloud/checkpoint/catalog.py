@@ -135,7 +135,8 @@ def explain_absence(store: ObjectStore, *, uri: str, cause: NotFoundError) -> Dc
     Returns:
         The error to raise.
     """
-    found = _survey(_some_objects(store, uri), "")
+    objects = _some_objects(store, uri)
+    found = _survey(objects, "")
     here = found.pop("", _Found())
     if here.rank_commits:
         return CheckpointNotFoundError(
@@ -162,7 +163,7 @@ def explain_absence(store: ObjectStore, *, uri: str, cause: NotFoundError) -> Dc
     return CheckpointNotFoundError(
         "no checkpoint is committed here",
         key=uri,
-        cause=cause,
+        cause="there are other objects here, but no .metadata" if objects else cause,
         hint="check the URI; 'dcp-cloud ls' lists the checkpoints below a prefix",
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -34,7 +34,7 @@ from dcp_cloud.format.metadata import load_metadata
 from dcp_cloud.stores.base import IfAbsent, IfMatch, ObjectStore
 
 logger = logging.getLogger(__name__)
-ReadObject = Callable[[str], tuple[bytearray, str]]
+ReadObject: TypeAlias = Callable[[str], tuple[memoryview, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

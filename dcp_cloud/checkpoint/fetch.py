@@ -19,7 +19,7 @@ _PIECE_BYTES = 8 * MIB
 
 def read_object(
     store: ObjectStore, key: str, transfer: TransferConfig, *, hook: EventHook = ignore_event
-) -> tuple[bytearray, str]:
+) -> tuple[memoryview, str]:
     """Read an object that may be replaced meanwhile: all of one version, never a mixture.
 
     Args:
@@ -37,7 +37,7 @@ def read_object(
     """
     retrying = RetryingStore(store, Retrier(config=transfer.retry, hook=hook))
 
-    def request() -> tuple[bytearray, str]:
+    def request() -> tuple[memoryview, str]:
         first = retrying.get(key, max_bytes=_FIRST_BYTES)
         size_bytes = first.meta.size_bytes
         if size_bytes > _MAX_BYTES:
@@ -46,9 +46,8 @@ def read_object(
                 key=f"{store.uri}/{key}",
                 hint="see who wrote it; load another checkpoint",
             )
-        data = bytearray(size_bytes)
-        data[: len(first.data)] = first.data
-        memory = memoryview(data)
+        memory = memoryview(bytearray(size_bytes))
+        memory[: len(first.data)] = first.data
         targets = [
             Target(
                 key=key,
@@ -62,6 +61,6 @@ def read_object(
             Downloader(store, transfer, hook=hook).run(targets, if_match=first.meta.etag)
         except PreconditionError as error:
             raise TransientError("the object was replaced while it was read", key=key, cause=error) from error
-        return data, first.meta.etag
+        return memory, first.meta.etag
 
     return Retrier(config=transfer.retry, hook=hook).call(request, verb="read", key=key)

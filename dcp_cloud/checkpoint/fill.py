@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ _HEADER_BYTES = 1 * KIB
 _WHOLE_BYTES = 64 * KIB
 # Temporaries up to this length are allocated on the word of .metadata alone.
 _UNCHECKED_BYTES = 64 * MIB
+# More than any codec makes of data that is not made to exhaust the reader's memory.
+_MAX_RATIO = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +232,16 @@ class PlanFiller:
         data = bytes(memory)
         if not read.stored.transforms:
             return data
-        return undo_transforms(data, read.stored.transforms, self._registry)
+        return undo_transforms(
+            data, read.stored.transforms, self._registry, limit_nbytes=self._plain_limit(read), key=read.stored.key
+        )
+
+    def _plain_limit(self, read: _Read) -> int:
+        """Bound what a transformed item may become: a tensor's size is known, other objects compress so far at most."""
+        if read.item.type != LoadItemType.BYTE_IO and (chunk := self._chunk(read.item)) is not None:
+            shape, dtype = chunk
+            return math.prod(shape) * dtype.itemsize + MIB
+        return max(_MAX_RATIO * read.stored.size_bytes, 256 * MIB)
 
 
 def _from_record(read: _Read, raw: RawData, shape: tuple[int, ...], dtype: torch.dtype) -> StoredTensor:

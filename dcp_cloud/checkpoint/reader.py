@@ -242,7 +242,7 @@ class CloudStorageReader(StorageReader):
             extra_allowed=self._allow_global,
             unsafe=self._unsafe_metadata,
         )
-        if getattr(metadata, "storage_meta", None) is None:
-            metadata.storage_meta = StorageMeta()
-        metadata.storage_meta.load_id = self._load_id
+        meta = getattr(metadata, "storage_meta", None) or StorageMeta()
+        meta.load_id = self._load_id
+        metadata.storage_meta = meta
         return metadata

@@ -289,7 +289,7 @@ class CloudStorageWriter(StorageWriter):
         except DcpCloudError as error:
             logger.warning("data of the refused save remains; 'dcp-cloud sweep' will delete it: %s", error)
 
-    def _read_object(self, key: str) -> tuple[bytearray, str]:
+    def _read_object(self, key: str) -> tuple[memoryview, str]:
         return read_object(self._location.store, key, self._location.transfer, hook=self._hook)
 
     def _retrying(self) -> RetryingStore:

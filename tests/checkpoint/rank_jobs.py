@@ -143,16 +143,16 @@ def save_and_die(uri: str, dying_rank: int) -> None:
     dcp.save(distributed(full_tensors(9)), storage_writer=Dying(uri))
 
 
-def async_saves(uri: str, kind: str) -> list[str]:
-    """Save three times in the background, one of them to a place that does not exist; report each outcome."""
+def async_saves(uris: list[str], kind: str) -> list[str]:
+    """Save to one place after the other in the background; report each outcome."""
     from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
     outcomes = []
-    writer = CloudStorageWriter(f"{uri}/0")
-    for step, place in enumerate([f"{uri}/0", "s3://no-such-bucket-here/x", f"{uri}/2"]):
+    writer = CloudStorageWriter(uris[0])
+    for step, uri in enumerate(uris):
         state = distributed({name: tensor + step for name, tensor in full_tensors(1).items()})
         future = dcp.async_save(
-            state, storage_writer=writer, checkpoint_id=place, async_checkpointer_type=AsyncCheckpointerType(kind)
+            state, storage_writer=writer, checkpoint_id=uri, async_checkpointer_type=AsyncCheckpointerType(kind)
         )
         try:
             future.result()

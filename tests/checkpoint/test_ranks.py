@@ -45,10 +45,10 @@ def test_ranks_may_save_without_collectives(place: Place) -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        {"verb": "put_part", "error": "permanent", "calls": (1,)},
-        {"verb": "put_part", "error": "transient", "calls": tuple(range(100))},
-        {"verb": "complete", "error": "permanent", "calls": (0,)},
-        {"verb": "create_multipart", "error": "permanent", "calls": (0,)},
+        {"kind": "refuse", "verb": "put_part", "nth": 2},
+        {"kind": "fail", "verb": "put_part", "times": None},
+        {"kind": "refuse", "verb": "complete"},
+        {"kind": "refuse", "verb": "create_multipart"},
     ],
     ids=["part", "part-forever", "complete", "create"],
 )
@@ -76,13 +76,12 @@ def test_a_rank_killed_before_the_commit_leaves_the_old_checkpoint(place: Place)
 @pytest.mark.parametrize("kind", ["thread", "process"])
 def test_background_saves_succeed_and_fail_by_themselves(place: Place, kind: str) -> None:
     """An async save that fails is reported by its own future; those before and after it are whole."""
-    uri = place("async")
-    outcomes = run_ranks(2, rank_jobs.async_saves, uri, kind, timeout_s=120)
-    assert outcomes[0] == outcomes[1]
-    assert outcomes[0][0] == outcomes[0][2] == "ok"
-    assert outcomes[0][1] in ("BucketNotFoundError", "bare BucketNotFoundError")
-    for step in (0, 2):
-        assert run_ranks(1, rank_jobs.load_tensors, f"{uri}/{step}", 1, step) == [[]]
+    first, last = place(), place()
+    missing = "s3://no-such-bucket-anywhere/run" + first[first.index("?") :]
+    outcomes = run_ranks(2, rank_jobs.async_saves, [first, missing, last], kind, timeout_s=120)
+    assert outcomes[0] == outcomes[1] == ["ok", "BucketNotFoundError", "ok"]
+    assert run_ranks(1, rank_jobs.load_tensors, first, 1, 0) == [[]]
+    assert run_ranks(1, rank_jobs.load_tensors, last, 1, 2) == [[]]
 
 
 def test_every_rank_hears_that_there_is_no_checkpoint(place: Place) -> None:
