@@ -53,7 +53,7 @@ _XML_LIMITS = StoreLimits(
 _COMPOSE_LIMITS = dataclasses.replace(_XML_LIMITS, min_part_bytes=1, max_part_bytes=5 * _TIB)
 
 _CONTENT_RANGE = re.compile(r"^bytes (\d+)-(\d+)/(\d+)$")
-_GENERATION = re.compile(r"^[1-9][0-9]{0,18}$")
+_GENERATION = re.compile(r"[1-9][0-9]{0,18}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +214,7 @@ def open_gcs(uri: StoreURI, config: GCSConfig) -> ObjectStore:
 
 def _generation_match(etag: str, key: str) -> tuple[str, str]:
     # 0 would mean "no object", and what is no number was never a version.
-    if not _GENERATION.match(etag):
+    if not _GENERATION.fullmatch(etag):
         raise PreconditionError("the object is another version or gone", key=key, cause=f"{etag!r} is no generation")
     return ("ifGenerationMatch", etag)
 

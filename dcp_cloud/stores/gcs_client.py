@@ -286,8 +286,10 @@ def parse(parser: Callable[[bytes], T], content: bytes, *, key: str | None) -> T
 
 def _find_credentials(config: GCSConfig, refresher: Request) -> Any:  # noqa: ANN401 - the library is not typed
     if config.anonymous:
-        return AnonymousCredentials()  # type: ignore[no-untyped-call]  # the library is not typed
+        return AnonymousCredentials()  # type: ignore[no-untyped-call]
     if config.credentials_factory is not None:
         found = config.credentials_factory()
-        return with_scopes_if_required(found, _SCOPES)  # type: ignore[no-untyped-call]  # the same
-    return google.auth.default(scopes=_SCOPES, request=refresher)[0]
+    else:
+        # Without scopes at first: with them, the library would ask another service for the name of a project.
+        found = google.auth.default(request=refresher)[0]
+    return with_scopes_if_required(found, _SCOPES)  # type: ignore[no-untyped-call]  # the library is not typed

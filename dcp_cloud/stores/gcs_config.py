@@ -10,8 +10,8 @@ from typing import Any, Literal
 from dcp_cloud.errors import ConfigError
 
 # What can stand in an HTTP header field: custom metadata travels in them.
-_HEADER_NAME = re.compile(r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")
-_HEADER_VALUE = re.compile(r"^[\x20-\x7e]*$")
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +57,7 @@ class GCSConfig:
     credentials_factory: Callable[[], Any] | None = field(default=None, repr=False, metadata={"argument_only": True})
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "metadata", dict(self.metadata))  # other mappings may not pickle
         if self.endpoint_url is not None and not self.endpoint_url.startswith(("http://", "https://")):
             raise ConfigError(
                 f"endpoint_url={self.endpoint_url!r} is no URL", hint="write http://host:port or https://host:port"
@@ -71,10 +72,10 @@ class GCSConfig:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is out of range", hint="it must be above 0")
         for name in ("user_project", "kms_key_name", "storage_class"):
-            if not _HEADER_VALUE.match(getattr(self, name) or ""):
+            if not _HEADER_VALUE.fullmatch(getattr(self, name) or ""):
                 raise ConfigError(f"{name} is not plain ASCII", hint="copy it as the provider shows it")
         for key, value in self.metadata.items():
-            if not (_HEADER_NAME.match(key) and _HEADER_VALUE.match(value)):
+            if not (_HEADER_NAME.fullmatch(key) and _HEADER_VALUE.fullmatch(value)):
                 raise ConfigError(
                     f"the custom metadata {key!r} cannot be stored", hint="keys and values must be plain ASCII"
                 )

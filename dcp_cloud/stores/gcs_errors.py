@@ -160,8 +160,8 @@ def _read_body(body: bytes) -> tuple[str, str]:
             root = ET.fromstring(text)  # noqa: S314 - expat has limited entity expansion since 2.4
             found = {child.tag.rpartition("}")[2]: child.text or "" for child in root}
             return found.get("Code", ""), found.get("Message", "")
-    except (ValueError, ET.ParseError):
-        pass
+    except (ValueError, TypeError, LookupError, AttributeError, ET.ParseError):
+        pass  # not Google's: a proxy has documents of its own
     return "", text[:200]
 
 
