@@ -115,7 +115,7 @@ def save_with_fault(uri: str, failing_rank: int, fault: dict[str, Any]) -> str:
         store = FaultyStore(store, faults=[Fault(**fault)])
     writer = CloudStorageWriter(uri, store=store, transfer=TransferConfig(part_size_bytes=5 * 2**20))
     try:
-        dcp.save(distributed({"large": torch.randn(4000, 1500)} | full_tensors(5)), storage_writer=writer)
+        dcp.save(distributed(full_tensors(5) | {"large": torch.randn(4000, 1500)}), storage_writer=writer)
     except BaseException as error:
         return outcome(error)
     return "ok"
