@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from dcp_cloud.errors import ConfigError, TransientError
 from dcp_cloud.stores.base import Buffers
+from dcp_cloud.stores.cancel import current_scope
 from dcp_cloud.stores.wire_connection import (
     Connection,
     NoAnswerError,
@@ -154,6 +155,8 @@ class WireResponse:
         connection, self._connection = self._connection, None
         if connection is None:
             return
+        if connection.leave():
+            self._reusable = False  # it was broken off, if only after its last byte
         if self._reusable:
             self._raw.read()  # nothing is left; this is how http.client learns that the answer is over
             self._wire.give_back(self._route, connection)
@@ -280,9 +283,11 @@ class Wire:
         return self._tls
 
     def _exchange(self, connection: Connection, route: Route, request: Outgoing) -> WireResponse:
+        connection.enter(current_scope())
         try:
             raw, whole = exchange(connection, route, request)
         except BaseException:
+            connection.leave()
             connection.close()
             raise
         return WireResponse(connection, raw, self, route, request.key, reusable=whole and not raw.will_close)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import select
+import socket
 import ssl
 import urllib.request
 from base64 import b64encode
@@ -14,6 +16,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from dcp_cloud.errors import ConfigError, InvalidRequestError, StoreError, TransientError
 from dcp_cloud.stores.base import Buffers
+from dcp_cloud.stores.cancel import CancelScope
 
 # Buffers up to this length are joined: a copy of so little costs less than a packet or a TLS record of its own.
 _JOIN_BYTES = 16 * 1024
@@ -36,6 +39,29 @@ class Connection(http.client.HTTPConnection):
 
     held: list[bytes] | None = None
     idle_since: float = 0.0
+    scope: CancelScope | None = None
+
+    def enter(self, scope: CancelScope | None) -> None:
+        """Let a scope break off the request that is about to be sent."""
+        self.scope = scope
+        if scope is not None:
+            scope.add(self.break_off)
+
+    def leave(self) -> bool:
+        """End what ``enter`` began; tell whether the request may have been broken off."""
+        scope, self.scope = self.scope, None
+        if scope is None:
+            return False
+        scope.remove(self.break_off)
+        return scope.is_cancelled
+
+    def break_off(self) -> None:
+        """End whatever waits for this connection, from any thread."""
+        sock = self.sock
+        if self.scope is not None and sock is not None:
+            with contextlib.suppress(OSError):  # it has ended by itself
+                # Not the method of ssl.SSLSocket, which would take the TLS state away from under the other thread.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def send(self, data: object) -> None:
         """Send, or keep back what ``endheaders`` sends."""

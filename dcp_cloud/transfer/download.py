@@ -19,6 +19,8 @@ from dcp_cloud.errors import ConfigError, CorruptCheckpointError
 from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.transfer.budget import ByteBudget
 from dcp_cloud.transfer.events import EventHook, Phase, Progressed, ignore_event
+from dcp_cloud.transfer.hedge import Hedger
+from dcp_cloud.transfer.pace import Pace
 from dcp_cloud.transfer.ranges import Extent, Fetch, Slice, plan_fetches
 from dcp_cloud.transfer.retry import Retrier
 from dcp_cloud.transfer.retrying import RetryingStore
@@ -147,7 +149,11 @@ class _Run:
         self._threads = max(1, min(config.max_concurrency, config.max_inflight_bytes // config.part_size_bytes))
         self._pool = WorkerPool(self._threads, queue_limit=2 * self._threads, name="dcp_cloud-download")
         self._budget = ByteBudget(config.max_inflight_bytes)
-        self._store = RetryingStore(store, Retrier(config=config.retry, hook=hook, cancelled=self._pool.cancelled))
+        pace = Pace(self._threads)
+        self._store = RetryingStore(
+            store, Retrier(config=config.retry, hook=hook, cancelled=self._pool.cancelled, pace=pace)
+        )
+        self._hedger = Hedger()
         self._progress = [_Progress(target.memory, target.nbytes) for target in targets]
         self._finished: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         # Unwanted bytes between wanted ones land here; nobody reads it, so all threads may write it at once.
@@ -161,7 +167,7 @@ class _Run:
         )
         feeder = threading.Thread(target=self._feed, args=(fetches,), name="dcp_cloud-download-feed", daemon=True)
         try:
-            with self._pool:
+            with self._hedger, self._pool:
                 feeder.start()
                 for _ in self._targets:
                     index = self._finished.get()
@@ -214,7 +220,7 @@ class _Run:
 
     def _fetch(self, fetch: Fetch) -> None:
         buffers, copies = self._buffers(fetch)
-        self._store.get_range(fetch.key, fetch.start, buffers, if_match=self._if_match)
+        self._read(fetch, buffers)
         for source, destination in copies:
             destination[:] = source
         for piece in fetch.slices:
@@ -224,6 +230,24 @@ class _Run:
                 is_complete = progress.missing_bytes == 0
             if is_complete:
                 self._complete(piece.index)
+
+    def _read(self, fetch: Fetch, buffers: Sequence[memoryview]) -> None:
+        """Fill buffers; a second run, if it comes to that, reads into memory of its own until the first is gone."""
+        nbytes = fetch.stop - fetch.start
+
+        def request(turn: int) -> memoryview | None:
+            if turn == 0:
+                self._store.get_range(fetch.key, fetch.start, buffers, if_match=self._if_match)
+                return None
+            spare = memoryview(bytearray(nbytes))
+            self._store.get_range(fetch.key, fetch.start, [spare], if_match=self._if_match)
+            return spare
+
+        spare = self._hedger.run(request, nbytes)
+        if spare is not None:
+            for buffer in buffers:
+                buffer[:] = spare[: buffer.nbytes]
+                spare = spare[buffer.nbytes :]
 
     def _buffers(self, fetch: Fetch) -> tuple[list[memoryview], list[tuple[memoryview, memoryview]]]:
         """Lay the slices' memory end to end; what two slices share is read into one and copied to the other."""

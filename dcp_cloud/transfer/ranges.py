@@ -140,6 +140,7 @@ def upload_part_bytes(expected_bytes: int, *, part_size_bytes: int, limits: Stor
             f"an object of {expected_bytes} bytes does not fit into {limits.max_parts} parts",
             hint="shard the state dict over more ranks",
         )
+    wished = max(part_size_bytes, limits.min_part_bytes)
     # A whole number of MiB: readers that align their ranges to parts then meet round offsets.
-    length = part_size_bytes if needed <= part_size_bytes else -(-needed // MIB) * MIB
-    return min(max(length, limits.min_part_bytes), limits.max_part_bytes)
+    length = wished if needed <= wished else -(-needed // MIB) * MIB
+    return min(length, limits.max_part_bytes)

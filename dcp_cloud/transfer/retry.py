@@ -12,7 +12,9 @@ from typing import TypeVar
 
 from dcp_cloud.config import RetryConfig
 from dcp_cloud.errors import RetriesExhaustedError, TransferCancelledError, TransientError
+from dcp_cloud.stores.cancel import current_scope
 from dcp_cloud.transfer.events import EventHook, RequestDone, ignore_event
+from dcp_cloud.transfer.pace import Pace
 
 logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
@@ -29,6 +31,7 @@ class Retrier:
         config: Bounds.
         hook: Told of every try.
         cancelled: Ends a pause at once when set.
+        pace: Bounds how many requests that move bytes are in flight; None for no bound.
         clock: Monotonic time in seconds.
         draw: Random number in ``[0, 1)``.
     """
@@ -36,6 +39,7 @@ class Retrier:
     config: RetryConfig
     hook: EventHook = ignore_event
     cancelled: threading.Event = field(default_factory=threading.Event)
+    pace: Pace | None = None
     clock: Callable[[], float] = time.monotonic
     draw: Callable[[], float] = random.random
 
@@ -61,7 +65,7 @@ class Retrier:
         while True:
             try_began_s = self.clock()
             try:
-                result = request()
+                result = self._try(request, verb, key, size_bytes)
             except Exception as error:
                 pause_s = self._pause_s(error, attempt, elapsed_s=self.clock() - began_s)
                 self._tell(verb, key, 0, try_began_s, attempt, error=error, pause_s=pause_s)
@@ -75,6 +79,25 @@ class Retrier:
                 self._tell(verb, key, size_bytes, try_began_s, attempt)
                 return result
 
+    def _try(self, request: Callable[[], ResultT], verb: str, key: str, size_bytes: int) -> ResultT:
+        scope = current_scope()
+        if scope is not None and scope.is_cancelled:
+            raise _given_up(verb, key)
+        paced = self.pace if size_bytes else None
+        if paced is not None:
+            paced.acquire()
+        failure: BaseException | None = None
+        try:
+            return request()
+        except BaseException as error:
+            failure = error
+            if isinstance(error, TransientError) and scope is not None and scope.is_cancelled:
+                raise _given_up(verb, key) from error
+            raise
+        finally:
+            if paced is not None:
+                paced.release(size_bytes, failure)
+
     def _pause_s(self, error: Exception, attempt: int, *, elapsed_s: float) -> float | None:
         if not isinstance(error, TransientError) or attempt >= self.config.max_attempts:
             return None
@@ -85,9 +108,7 @@ class Retrier:
     def _wait(self, verb: str, key: str, attempt: int, pause_s: float, error: Exception) -> None:
         logger.warning("%s %s: try %d failed, next in %.2f s: %s", verb, key, attempt, pause_s, error)
         if self.cancelled.wait(pause_s):
-            raise TransferCancelledError(
-                f"{verb} was given up between two tries", key=key, cause="the transfer has failed"
-            ) from error
+            raise _given_up(verb, key) from error
 
     def _exhausted(
         self, verb: str, key: str, attempt: int, began_s: float, error: TransientError
@@ -121,3 +142,7 @@ class Retrier:
                 will_retry=pause_s is not None,
             )
         )
+
+
+def _given_up(verb: str, key: str) -> TransferCancelledError:
+    return TransferCancelledError(f"{verb} was given up", key=key, cause="its result is not wanted any more")

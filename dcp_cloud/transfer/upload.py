@@ -29,6 +29,8 @@ from dcp_cloud.errors import ConfigError, describe
 from dcp_cloud.stores.base import MultipartUpload, ObjectStore, Part
 from dcp_cloud.transfer.budget import ByteBudget
 from dcp_cloud.transfer.events import EventHook, Phase, Progressed, ignore_event
+from dcp_cloud.transfer.hedge import Hedger
+from dcp_cloud.transfer.pace import Pace
 from dcp_cloud.transfer.ranges import upload_part_bytes
 from dcp_cloud.transfer.retry import Retrier
 from dcp_cloud.transfer.retrying import RetryingStore, RetryingUpload
@@ -69,7 +71,9 @@ class Uploader:
         self.budget = ByteBudget(config.max_inflight_bytes)
         # What a failed part holds is never released, so whoever waits for memory has to be woken.
         self.pool = WorkerPool(threads, queue_limit=threads, name="dcp_cloud-upload", on_cancel=self.budget.close)
-        self.store = RetryingStore(store, Retrier(config=config.retry, hook=hook, cancelled=self.pool.cancelled))
+        retrier = Retrier(config=config.retry, hook=hook, cancelled=self.pool.cancelled, pace=Pace(threads))
+        self.store = RetryingStore(store, retrier)
+        self.hedger = Hedger()
         self._uploads: list[ObjectUpload] = []
 
     def __enter__(self) -> Self:
@@ -79,7 +83,8 @@ class Uploader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self.pool.__exit__(kind, error, trace)
+            with self.hedger:
+                self.pool.__exit__(kind, error, trace)
         except BaseException:  # an error that the pool still had to tell, or a Ctrl-C
             self._undo()
             raise
@@ -238,7 +243,10 @@ class ObjectUpload:
         self._uploader.sent(spans)
 
     def _put_part(self, multipart: MultipartUpload, index: int, spans: Sequence[Span]) -> None:
-        part = multipart.put_part(index, [span.view() for span in spans], crc32=crc32_of(spans))
+        data, crc32 = [span.view() for span in spans], crc32_of(spans)
+        nbytes = sum(view.nbytes for view in data)
+        # Sent twice, the part is the same part: the bytes stay where they are until both runs are gone.
+        part = self._uploader.hedger.run(lambda _turn: multipart.put_part(index, data, crc32=crc32), nbytes)
         self._uploader.sent(spans)
         with self._lock:
             self._sent.append(part)

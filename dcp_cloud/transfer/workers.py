@@ -3,19 +3,23 @@
 Plain threads, started when they are first needed: a ``ThreadPoolExecutor`` refuses work while the interpreter shuts
 down, which is exactly when the last un-awaited ``async_save`` of a job runs; and a checkpoint process is daemonic, so
 other processes are not to be had.
+
+The caller and the threads meet in ``SimpleQueue`` only, never in a ``Condition``: a Ctrl-C that hits the main thread
+inside a ``Condition`` can leave its lock taken, and then the threads that it wants to end wait for ever.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
+from queue import SimpleQueue
 from types import TracebackType
 from typing import TypeAlias
 
 from typing_extensions import Self  # torch depends on typing_extensions; typing has Self from Python 3.11 on
 
 from dcp_cloud.errors import TransferCancelledError
+from dcp_cloud.stores.cancel import CancelScope
 
 Task: TypeAlias = Callable[[], None]
 
@@ -28,7 +32,7 @@ class WorkerPool:
 
     Args:
         threads: Most threads at once.
-        queue_limit: Tasks that may wait; ``submit`` blocks while there are as many.
+        queue_limit: Tasks that may wait while all threads are busy; ``submit`` blocks while there are as many.
         name: Name of the threads, for whoever looks at a stack dump.
         on_cancel: Wakes whoever waits for something else that the dropped tasks would have brought; quick.
     """
@@ -37,16 +41,19 @@ class WorkerPool:
         self, threads: int, *, queue_limit: int, name: str, on_cancel: Callable[[], None] | None = None
     ) -> None:
         self._max_threads = threads
-        self._queue_limit = queue_limit
         self._name = name
         self._on_cancel = on_cancel
-        self._changed = threading.Condition()
-        self._waiting: deque[Task] = deque()
-        self._running = 0
+        self._tasks: SimpleQueue[Task | None] = SimpleQueue()
+        # A token for each task that may run or wait; whoever submits takes one, the end of the task brings it back.
+        self._places = threads + queue_limit
+        self._free: SimpleQueue[None] = SimpleQueue()
+        for _ in range(self._places):
+            self._free.put(None)
+        self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
-        self._stopping = False
         self._error: BaseException | None = None
-        self.cancelled = threading.Event()
+        self.scope = CancelScope()
+        self.cancelled = self.scope.event
 
     def __enter__(self) -> Self:
         return self
@@ -63,11 +70,10 @@ class WorkerPool:
             self.cancel()
             raise
         finally:
-            with self._changed:
-                self._stopping = True
-                self._changed.notify_all()
+            self._tasks.put(None)
             for thread in self._threads:
-                thread.join()
+                if thread.ident is not None:  # None: it could not be started
+                    thread.join()
 
     def submit(self, task: Task) -> None:
         """Queue a task, waiting while the queue is full.
@@ -79,13 +85,14 @@ class WorkerPool:
             BaseException: The first error of an earlier task.
             TransferCancelledError: The pool was cancelled.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._ended or len(self._waiting) < self._queue_limit)
+        self._raise_if_ended()
+        self._free.get()
+        if self.cancelled.is_set():
+            self._free.put(None)  # it was brought to wake somebody; there may be others who wait
             self._raise_if_ended()
-            self._waiting.append(task)
-            if self._running + len(self._waiting) > len(self._threads) < self._max_threads:
-                self._start_thread()
-            self._changed.notify_all()
+        self._tasks.put(task)
+        if not self._threads:
+            self._start_thread()
 
     def join(self) -> None:
         """Wait until every task has been done.
@@ -93,9 +100,16 @@ class WorkerPool:
         Raises:
             BaseException: The first error of a task.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._ended or not (self._waiting or self._running))
+        taken = 0
+        try:
+            while taken < self._places:
+                self._raise_if_ended()
+                self._free.get()
+                taken += 1
             self._raise_if_ended()
+        finally:
+            for _ in range(taken):
+                self._free.put(None)
 
     def fail(self, error: BaseException) -> None:
         """Record a failure and cancel the rest; only the first one counts.
@@ -103,59 +117,47 @@ class WorkerPool:
         Args:
             error: What went wrong.
         """
-        with self._changed:
+        with self._lock:
             if self._error is None and not self.cancelled.is_set():
                 self._error = error
-            self._cancel()
+        self.cancel()
 
     def cancel(self) -> None:
         """Drop what has not begun and tell what has begun to stop waiting."""
-        with self._changed:
-            self._cancel()
-
-    @property
-    def _ended(self) -> bool:
-        return self.cancelled.is_set()
-
-    def _cancel(self) -> None:
-        self.cancelled.set()
-        self._waiting.clear()
+        self.scope.cancel()
         if self._on_cancel is not None:
             self._on_cancel()
-        self._changed.notify_all()
+        self._free.put(None)
 
     def _raise_if_ended(self) -> None:
         if self._error is not None:
             raise self._error
-        if self._ended:
+        if self.cancelled.is_set():
             raise TransferCancelledError("the transfer was cancelled", cause="another part of it failed first")
 
     def _start_thread(self) -> None:
-        thread = threading.Thread(target=self._work, name=f"{self._name}-{len(self._threads)}", daemon=True)
+        with self._lock:
+            if len(self._threads) == self._max_threads or self.cancelled.is_set():
+                return
+            thread = threading.Thread(target=self._work, name=f"{self._name}-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
         thread.start()
-        self._threads.append(thread)
 
     def _work(self) -> None:
-        while (task := self._next_task()) is not None:
+        while (task := self._tasks.get()) is not None:
             self._run(task)
             del task  # a waiting thread must not keep the last task's buffers alive
+            self._free.put(None)
+        self._tasks.put(None)  # the end is for all threads
 
     def _run(self, task: Task) -> None:
+        if self.cancelled.is_set():
+            return
         try:
-            task()
+            # The next one to be idle. Started here and not where tasks are submitted, since that is the main thread,
+            # and a Ctrl-C that hits it while it starts a thread can leave that thread unable to begin.
+            self._start_thread()
+            with self.scope:
+                task()
         except BaseException as error:  # whatever it is, the caller's thread has to hear of it
             self.fail(error)
-        finally:
-            with self._changed:
-                self._running -= 1
-                self._changed.notify_all()
-
-    def _next_task(self) -> Task | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopping or bool(self._waiting))
-            if not self._waiting:
-                return None
-            self._running += 1
-            task = self._waiting.popleft()
-            self._changed.notify_all()
-            return task
