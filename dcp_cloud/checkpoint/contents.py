@@ -67,7 +67,7 @@ def read_contents(
     config = transfer or TransferConfig()
     retrying = RetryingStore(store, Retrier(config=config.retry, hook=hook))
     absent: NotFoundError | None = None
-    data: dict[str, bytes | bytearray] = {}
+    data: dict[str, memoryview] = {}
     try:
         data[METADATA_KEY] = read_object(store, METADATA_KEY, config, hook=hook)[0]
     except BucketNotFoundError:
@@ -84,7 +84,7 @@ def read_contents(
     for key, pickled in data.items():
         try:
             commits[key] = load_metadata(
-                memoryview(pickled), key=f"{store.uri}/{key}", extra_allowed=allow_global, unsafe=unsafe_metadata
+                pickled, key=f"{store.uri}/{key}", extra_allowed=allow_global, unsafe=unsafe_metadata
             )
         except CheckpointError as error:
             if on_damaged_commit is None:

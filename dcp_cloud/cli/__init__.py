@@ -1,1 +1,20 @@
-"""The command line."""
+"""The command line: ``dcp-cloud``."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; the entry point of the package."""
+    try:
+        from dcp_cloud.cli.app import run
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in ("typer", "rich"):
+            raise
+        sys.stderr.write(
+            f'dcp-cloud needs the package {package!r}, which is not installed: pip install "dcp-cloud[cli]"\n'
+        )
+        raise SystemExit(2) from None
+    run()

@@ -1,0 +1,149 @@
+"""The table of commands, and what surrounds every one of them."""
+
+from __future__ import annotations
+
+import inspect as inspectlib
+import platform
+import traceback
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from dcp_cloud.cli.demo import demo
+from dcp_cloud.cli.failures import MEANINGS, ExitCode, show_error
+from dcp_cloud.cli.inspect import inspect
+from dcp_cloud.cli.listing import ls
+from dcp_cloud.cli.session import JsonOption, Session, VerboseOption, start
+from dcp_cloud.cli.verify import verify
+from dcp_cloud.errors import DcpCloudError
+
+# A new command: a function in a module of its own that imports torch and the like only when it is called, one line
+# here, and its examples below.
+_COMMANDS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {
+        "ls": ls,
+        "inspect": inspect,
+        "verify": verify,
+        "demo": demo,
+    }
+)
+_EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "ls": (
+            "dcp-cloud ls s3://bucket/run",
+            "dcp-cloud ls s3://bucket/run --json | jq -r '.checkpoints[-1].uri'",
+        ),
+        "inspect": (
+            "dcp-cloud inspect s3://bucket/run/step-100",
+            "dcp-cloud inspect s3://bucket/run/step-100 --module 3",
+            "dcp-cloud inspect s3://bucket/run/step-100 --tensors --objects",
+        ),
+        "verify": (
+            "dcp-cloud verify s3://bucket/run/step-100",
+            "dcp-cloud verify s3://bucket/run/step-100 --shallow",
+            "dcp-cloud verify s3://bucket/run/step-100 --json > report.json || echo damaged",
+        ),
+        "demo": ("dcp-cloud demo", "dcp-cloud demo --model small --steps 6"),
+    }
+)
+
+
+class _Group(TyperGroup):
+    """Turns what goes wrong in any command into a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer brings its own context class or click's, by version
+        try:
+            return super().invoke(ctx)
+        except DcpCloudError as error:
+            raise typer.Exit(show_error(_session(ctx), error)) from error
+        except KeyboardInterrupt:
+            _session(ctx).err.print("interrupted", style="red")
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            if hasattr(error, "exit_code"):  # wrong usage: the library prints it
+                raise
+            err = _session(ctx).err
+            err.print("".join(traceback.format_exception(error)), markup=False, soft_wrap=True)
+            err.print("this is a defect of dcp-cloud; please report it with the lines above", style="red")
+            raise typer.Exit(ExitCode.INTERNAL) from error
+
+
+def _show_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    found = {name: _version(name) for name in ("dcp-cloud", "torch")}
+    typer.echo(f"dcp-cloud {found['dcp-cloud']} (torch {found['torch']}, Python {platform.python_version()})")
+    raise typer.Exit
+
+
+def _version(package: str) -> str:
+    """Read a version without importing the package: torch takes seconds."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _session(ctx: typer.Context) -> Session:
+    found = ctx.find_root().obj
+    return found if isinstance(found, Session) else start(ctx, json=False, verbose=0)
+
+
+def _exit_codes() -> str:
+    lines = (f"{int(code):>5}  {meaning}" for code, meaning in MEANINGS.items())
+    return "\n".join(["[bold]Exit codes[/]", *lines])
+
+
+def _unwrapped(command: Callable[..., Any]) -> str:
+    """Give a docstring with one line for each paragraph; the terminal's width decides where they break."""
+    paragraphs = inspectlib.cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+def _examples(examples: tuple[str, ...]) -> str:
+    return "\n".join(["[bold]Examples[/]", *(f"  {escape(example)}" for example in examples)])
+
+
+def build_app() -> typer.Typer:
+    """Make the command line from the table of commands."""
+    app = typer.Typer(
+        name="dcp-cloud",
+        cls=_Group,
+        rich_markup_mode="rich",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        epilog=_exit_codes(),
+    )
+    app.callback(help=_unwrapped(_root))(_root)
+    for name, command in _COMMANDS.items():
+        app.command(name, help=_unwrapped(command), epilog=_examples(_EXAMPLES.get(name, ())))(command)
+    return app
+
+
+def run() -> None:
+    """Run the command line with the arguments of the process."""
+    build_app()(prog_name="dcp-cloud")
+
+
+def _root(
+    ctx: typer.Context,
+    json: JsonOption = False,
+    verbose: VerboseOption = 0,
+    version: Annotated[  # noqa: ARG001 - its callback does the work
+        bool, typer.Option("--version", help="Show the versions and end.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """PyTorch Distributed Checkpoints on S3, Google Cloud Storage, Azure Blob and local disks.
+
+    See which checkpoints there are ([bold]ls[/]), what is in one ([bold]inspect[/]), whether every byte of it is still
+    what was saved ([bold]verify[/]), or watch it all work without a cloud ([bold]demo[/]).
+    """
+    start(ctx, json=json, verbose=verbose)

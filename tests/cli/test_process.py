@@ -1,0 +1,112 @@
+"""The command line as its users start it: a process of its own."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_installed_script_is_this_command_line():
+    """The script that pip installs runs the function that these tests run."""
+    text = (_ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    target = re.search(r'^dcp-cloud = "(?P<module>[\w.]+):(?P<name>\w+)"$', text, re.MULTILINE)
+    assert target is not None
+    main = getattr(importlib.import_module(target["module"]), target["name"])
+    assert main is importlib.import_module("dcp_cloud.cli").main
+
+
+def test_ls_and_verify_of_files(folder, run_process):
+    """The tools work on a directory, and end with 0; progress does not mix with the report."""
+    listed = json.loads(run_process("ls", str(folder), "--json").out)
+    assert [(entry["step"], entry["state"]) for entry in listed["checkpoints"]] == [
+        (50, "rank-local"),
+        (100, "complete"),
+        (200, "complete"),
+    ]
+    verified = run_process("verify", listed["checkpoints"][2]["uri"])
+    assert verified.code == 0
+    assert ": intact\n" in verified.out
+    assert verified.err == "verify: 14 items, 16.2 MiB to read\n"
+
+
+def test_damage_ends_with_one(folder, run_process):
+    """A flipped byte makes verify end with 1; the report still goes to standard output."""
+    (path,) = (folder / "step-100").glob("__0_0.*.distcp")
+    data = bytearray(path.read_bytes())
+    data[6_000_000] ^= 1
+    path.write_bytes(data)
+    ran = run_process("--json", "verify", f"file://{folder}/step-100")
+    assert ran.code == 1
+    report = json.loads(ran.out)
+    assert not report["ok"]
+    assert [(one["kind"], one["tensors"]) for one in report["problems"]] == [("checksum", ["embedding"])]
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["ls", "--help"], ["ls", "{folder}"], []])
+def test_help_and_listing_do_without_torch(folder, args):
+    """Whatever needs no tensor does not wait seconds for torch to be imported."""
+    script = (
+        "import sys\n"
+        "from dcp_cloud.cli import main\n"
+        "try:\n    main()\n"
+        "finally:\n    sys.stderr.write(f'torch: {\"torch\" in sys.modules}')\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, *(arg.format(folder=folder) for arg in args)],
+        capture_output=True,
+        text=True,
+        cwd=_ROOT,
+        timeout=60,
+        check=False,
+    )
+    assert result.stdout != "" or args == []
+    assert result.stderr.endswith("torch: False")
+
+
+@pytest.mark.parametrize("package", ["typer", "rich"])
+def test_a_missing_extra_is_one_clear_line(package):
+    """Without the packages of the extra the user reads which command installs them."""
+    script = f"import sys; sys.modules[{package!r}] = None\nfrom dcp_cloud.cli import main\nmain()"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=_ROOT, timeout=60, check=False
+    )
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"dcp-cloud needs the package '{package}', which is not installed: pip install \"dcp-cloud[cli]\"\n"
+    )
+
+
+def test_ctrl_c_ends_with_130():
+    """Ctrl-C while a store does not answer ends the command at once, with 130 and without a traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        uri = f"s3://bucket/run?endpoint_url=http://127.0.0.1:{server.getsockname()[1]}&region=us-east-1"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dcp_cloud.cli", "ls", uri],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=_ROOT,
+            env=os.environ | {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"},
+        )
+        try:
+            connection, _ = server.accept()
+            with connection:
+                assert connection.recv(1) == b"G"
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
+            process.wait()
+    assert (process.returncode, out, err) == (130, "", "interrupted\n")
