@@ -7,6 +7,8 @@ The servers run on 127.0.0.1 and need no Docker::
     with MotoServer() as server:
         server.create_bucket("bucket")
         uri = server.uri("bucket", "run/step-1")  # to be opened with server.environment in the environment
+
+The stores that wrap a store are in :mod:`dcp_cloud.testing.wrappers`.
 """
 
 from __future__ import annotations
@@ -20,13 +22,19 @@ from dcp_cloud.testing.servers import (
     ObjectServer,
     external_servers,
 )
+from dcp_cloud.testing.wrappers import Fault, FaultyStore, LatencyStore, RecordingStore, SimulatedCrash
 
 __all__ = [
     "AzuriteServer",
     "CephServer",
     "ExternalServer",
     "FakeGCSServer",
+    "Fault",
+    "FaultyStore",
+    "LatencyStore",
     "MotoServer",
     "ObjectServer",
+    "RecordingStore",
+    "SimulatedCrash",
     "external_servers",
 ]

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from dcp_cloud.errors import TransferCancelledError
+from dcp_cloud.transfer.budget import ByteBudget
+from tests.unit.transfer.tools import wait_until
+
+
+class Askers:
+    """Threads that ask for bytes, each begun when the one before stands in line."""
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
+        self._threads: list[threading.Thread] = []
+        self.granted: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def ask(self, name: str, nbytes: int, *, own_bytes: int = 0) -> None:
+        standing = len(self._budget._line)
+        self._begin(name, lambda: self._budget.acquire(nbytes, own_bytes=own_bytes))
+        wait_until(lambda: len(self._budget._line) > standing, f"{name} stands in line")
+
+    def _begin(self, name: str, acquire: Callable[[], None]) -> None:
+        def work() -> None:
+            try:
+                acquire()
+            except TransferCancelledError:
+                self.granted.put(f"{name} was sent away")
+            else:
+                self.granted.put(name)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def end(self) -> None:
+        for thread in self._threads:
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+def test_bytes_are_granted_in_the_order_in_which_they_were_asked_for() -> None:
+    """A small request does not overtake a large one, else the large one could wait for ever."""
+    budget = ByteBudget(10)
+    budget.acquire(10)
+    askers = Askers(budget)
+    askers.ask("six", 6)
+    askers.ask("five", 5)
+    askers.ask("one", 1)
+    budget.release(10)
+    assert askers.granted.get(timeout=20) == "six"
+    assert budget.held_bytes == 6
+    assert len(budget._line) == 2, "one would fit, but five is before it"
+    budget.release(6)
+    assert {askers.granted.get(timeout=20), askers.granted.get(timeout=20)} == {"five", "one"}
+    assert budget.held_bytes == 6
+    askers.end()
+
+
+def test_a_request_above_the_limit_passes_alone() -> None:
+    """What is larger than the whole budget waits until nothing is held, and then passes."""
+    budget = ByteBudget(10)
+    budget.acquire(1)
+    askers = Askers(budget)
+    askers.ask("oversize", 25)
+    budget.release(1)
+    assert askers.granted.get(timeout=20) == "oversize"
+    assert budget.held_bytes == budget.peak_bytes == 25
+    askers.ask("next", 1)
+    budget.release(25)
+    assert askers.granted.get(timeout=20) == "next"
+    askers.end()
+
+
+def test_own_bytes_are_no_reason_to_wait() -> None:
+    """Whoever holds all there is and can release it only by going on is let on."""
+    budget = ByteBudget(10)
+    budget.acquire(8)
+    budget.acquire(5, own_bytes=8)
+    assert budget.held_bytes == 13
+
+
+def test_bytes_of_others_are_a_reason_to_wait() -> None:
+    """Own bytes excuse only themselves."""
+    budget = ByteBudget(10)
+    budget.acquire(4)
+    budget.acquire(4)
+    askers = Askers(budget)
+    askers.ask("more", 5, own_bytes=4)
+    assert budget.held_bytes == 8
+    budget.release(4)
+    assert askers.granted.get(timeout=20) == "more"
+    askers.end()
+
+
+def test_exactly_the_limit_fits() -> None:
+    """The limit is what may be held, not what must be left below."""
+    budget = ByteBudget(10)
+    budget.acquire(4)
+    budget.acquire(6)
+    assert budget.held_bytes == 10
+
+
+def test_closing_sends_everybody_away_who_waits_or_comes() -> None:
+    """After close nobody waits: not those in line, not those who ask later, even if there is room."""
+    budget = ByteBudget(10)
+    budget.acquire(10)
+    askers = Askers(budget)
+    askers.ask("first", 1)
+    askers.ask("second", 1)
+    budget.close()
+    assert {askers.granted.get(timeout=20) for _ in range(2)} == {"first was sent away", "second was sent away"}
+    budget.release(10)
+    with pytest.raises(TransferCancelledError):
+        budget.acquire(1)
+    assert budget.held_bytes == 0
+    askers.end()
+
+
+def test_many_threads_never_hold_more_than_the_limit() -> None:
+    """Under load the bound holds at every moment, and all bytes come back."""
+    budget = ByteBudget(10)
+
+    def work(nbytes: int) -> None:
+        for _ in range(200):
+            budget.acquire(nbytes)
+            budget.release(nbytes)
+
+    threads = [threading.Thread(target=work, args=(1 + number % 7,), daemon=True) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert budget.held_bytes == 0
+    assert 0 < budget.peak_bytes <= 10
