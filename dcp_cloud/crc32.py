@@ -1,4 +1,7 @@
-"""Joining the CRC-32 or CRC-32C of neighbouring byte runs without reading the bytes again.
+"""CRC-32 at the speed of the processor, and joining checksums of neighbouring runs without reading the bytes again.
+
+``crc32`` is zlib's function. The zlib of most Linux distributions computes it without the processor's instructions for
+it, which costs 0.45 CPU seconds per GiB, more than all the rest of an upload; isal (Intel's ISA-L) takes 0.07.
 
 A CRC is the remainder of the bytes, seen as a polynomial over GF(2), by a fixed polynomial. Appending ``n`` bytes
 multiplies what came before by ``x**(8 * n)``, so the checksum of a whole follows from those of its parts and their
@@ -8,6 +11,13 @@ lengths. Segments can thus be summed in any order and on any thread, and one pas
 from __future__ import annotations
 
 from functools import lru_cache
+
+try:
+    from isal.isal_zlib import crc32
+except ImportError:  # no build for this platform
+    from zlib import crc32
+
+__all__ = ["combine_crc32", "combine_crc32c", "crc32"]
 
 # CRC-32 of zlib, zip and S3 (ISO 3309), bits reversed: the highest bit is the coefficient of x**0.
 _CRC32 = 0xEDB88320

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import logging
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from dcp_cloud.checkpoint.entries import Shard
 from dcp_cloud.config import TransferConfig
+from dcp_cloud.crc32 import crc32
 from dcp_cloud.errors import BucketNotFoundError, NotFoundError, OutOfRangeError
 from dcp_cloud.format.intact import PartlyHeld, Run, check_archive
 from dcp_cloud.format.layout import BLOCK_BYTES, RawData, StoredItem
@@ -114,7 +114,7 @@ class _ItemCheck:
         if stop - start == self._stored.size_bytes and self._cut.head_bytes:
             self.verdict = _judge(self.shard, self._stored, PartlyHeld(head=memory), self._raw_of(memory))
             return
-        self._crcs[index] = zlib.crc32(memory)
+        self._crcs[index] = crc32(memory)
         if stop <= self._cut.head_bytes or start >= self._stored.size_bytes - self._cut.tail_bytes:
             self._kept[start] = bytes(memory)
 
@@ -139,7 +139,7 @@ class _ItemCheck:
         if raw is None:
             return ()
         start = raw.offset - self._stored.offset
-        return (Run(raw.size_bytes, zlib.crc32(memory[start : start + raw.size_bytes])),)
+        return (Run(raw.size_bytes, crc32(memory[start : start + raw.size_bytes])),)
 
 
 def _cut(stored: StoredItem) -> _Cut:

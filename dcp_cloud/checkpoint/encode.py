@@ -8,7 +8,6 @@ whatever the item would have been.
 from __future__ import annotations
 
 import io
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
 
+from dcp_cloud.crc32 import crc32
 from dcp_cloud.errors import CheckpointError
 from dcp_cloud.format.archive import TensorRecord
 from dcp_cloud.format.layout import BLOCK_BYTES, RawData, StoredItem
@@ -148,7 +148,7 @@ class ItemEncoder:
     ) -> EncodedItem:
         """Append a tensor so short that copying it is cheaper than keeping account of its pieces."""
         record, start = prepared.record, upload.size_bytes
-        crc = zlib.crc32(prepared.memory)
+        crc = crc32(prepared.memory)
         upload.append(Span.of(b"".join((record.header, prepared.memory, record.trailer(crc)))))
         if prepared.owns_copy:
             self._budget.release(prepared.memory.nbytes)

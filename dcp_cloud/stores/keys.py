@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 
+from dcp_cloud.crc32 import crc32
 from dcp_cloud.errors import ChecksumMismatchError, InvalidRequestError, OutOfRangeError
 from dcp_cloud.stores.base import Buffers, Part
 
@@ -40,7 +40,7 @@ def check_crc32(data: Buffers, expected: int | None, *, key: str) -> None:
         return
     crc = 0
     for buffer in data:
-        crc = zlib.crc32(buffer, crc)
+        crc = crc32(buffer, crc)
     if crc != expected:
         raise ChecksumMismatchError(
             "the data is not what its checksum says",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from dcp_cloud.crc32 import crc32
 from dcp_cloud.errors import (
     AlreadyExistsError,
     BucketNotFoundError,
@@ -288,7 +288,7 @@ def _meta(key: str, size_bytes: int, answer: dict[str, Any]) -> ObjectMeta:
 def _crc32(data: Buffers) -> int:
     crc = 0
     for buffer in data:
-        crc = zlib.crc32(buffer, crc)
+        crc = crc32(buffer, crc)
     return crc
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from dcp_cloud.config import TransferConfig
+from dcp_cloud.crc32 import crc32
 from dcp_cloud.errors import ConfigError, CorruptCheckpointError
 from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.transfer.budget import ByteBudget
@@ -323,6 +323,6 @@ def _overlaps(
 
 def _first_mismatch(target: Target, memory: memoryview) -> Check | None:
     for check in target.checks:
-        if zlib.crc32(memory[check.start : check.stop]) != check.crc32:
+        if crc32(memory[check.start : check.stop]) != check.crc32:
             return check
     return None

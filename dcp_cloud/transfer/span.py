@@ -8,10 +8,9 @@ trailer of a torch record is one, because it holds the checksum of the bytes bef
 from __future__ import annotations
 
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 
-from dcp_cloud.crc32 import combine_crc32
+from dcp_cloud.crc32 import combine_crc32, crc32
 
 
 class Span:
@@ -62,7 +61,7 @@ class Span:
         """Give the CRC-32 (zlib) of the bytes, computing it the first time."""
         with self._lock:
             if self._crc32 is None:
-                self._crc32 = zlib.crc32(self.view()) if self._halves is None else crc32_of(self._leaves())
+                self._crc32 = crc32(self.view()) if self._halves is None else crc32_of(self._leaves())
             return self._crc32
 
     def forget(self) -> None:
