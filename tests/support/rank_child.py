@@ -1,4 +1,4 @@
-"""One rank of ``run_ranks``: ``python -m tests.support.rank_child DIRECTORY RANK WORLD_SIZE``."""
+"""One rank of ``run_ranks``, in a process of its own that was forked for it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,26 @@ import pickle
 import resource
 import sys
 import traceback
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
+import torch.distributed as dist
+
 from dcp_cloud.testing.servers.guard import die_with_parent
 
+_ROOT = Path(__file__).resolve().parents[2]
 
-def main(directory: Path, rank: int, world_size: int) -> int:
+
+def run_rank(directory: Path, rank: int, world_size: int, environment: Mapping[str, str]) -> None:
+    """Be one rank: take on the caller's surroundings, do the task, write down how it ended."""
     die_with_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _write_output_to(directory / f"log-{rank}")
     faulthandler.enable()
+    os.chdir(_ROOT)
+    os.environ.clear()
+    os.environ.update(environment)
     try:
         outcome = pickle.dumps((True, _call(directory, rank, world_size)))
         code = 0
@@ -27,12 +37,16 @@ def main(directory: Path, rank: int, world_size: int) -> int:
     unfinished = directory / f"unfinished-{rank}"
     unfinished.write_bytes(outcome)
     unfinished.rename(directory / f"outcome-{rank}")
-    return code
+    sys.exit(code)
+
+
+def _write_output_to(path: Path) -> None:
+    with path.open("wb") as log:
+        for descriptor in (1, 2):
+            os.dup2(log.fileno(), descriptor)
 
 
 def _call(directory: Path, rank: int, world_size: int) -> object:
-    import torch.distributed as dist
-
     function, args, timeout_s = pickle.loads((directory / "task").read_bytes())
     dist.init_process_group(
         "gloo",
@@ -45,8 +59,3 @@ def _call(directory: Path, rank: int, world_size: int) -> object:
         return function(*args)
     finally:
         dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("PYTHONFAULTHANDLER", "1")  # for what a rank starts itself
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
