@@ -31,22 +31,13 @@ from dcp_cloud.stores.base import (
     StoreLimits,
 )
 from dcp_cloud.stores.keys import below, check_indices, range_beyond_end, total_bytes
+from dcp_cloud.stores.s3_arguments import check_directory_bucket
 from dcp_cloud.stores.s3_client import S3Client
 from dcp_cloud.stores.s3_config import S3Config
+from dcp_cloud.stores.s3_dialect import DIALECTS, Dialect
 from dcp_cloud.stores.s3_errors import from_answer
 from dcp_cloud.uri import StoreURI
 
-_MIB = 1024**2
-_GIB = 1024**3
-
-# Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
-_LIMITS = StoreLimits(
-    min_part_bytes=5 * _MIB,
-    max_part_bytes=5 * _GIB,
-    max_parts=10_000,
-    max_put_bytes=5 * _GIB,
-    max_object_bytes=10_000 * 5 * _GIB,
-)
 # Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 _MAX_DELETED_KEYS = 1000
 
@@ -70,8 +61,8 @@ class S3Store:
 
     @property
     def limits(self) -> StoreLimits:
-        """S3's limits."""
-        return _LIMITS
+        """S3's limits, or those of the server that the settings name."""
+        return self._dialect.limits
 
     def head(self, key: str) -> ObjectMeta:
         """Describe an object."""
@@ -103,7 +94,7 @@ class S3Store:
     def get_range(self, key: str, start: int, buffers: Buffers, *, if_match: str | None = None) -> None:
         """Fill buffers from ``start`` on."""
         length = total_bytes(buffers)
-        condition = {} if if_match is None else {"IfMatch": if_match}
+        condition = {} if if_match is None else {"IfMatch": self._dialect.condition(if_match)}
         wanted = f"bytes={start}-{start + length - 1}"
         with self.client.receive(key=key, Range=wanted, **condition) as (answer, response):
             found = _CONTENT_RANGE.match(answer.get("ContentRange", ""))
@@ -121,7 +112,7 @@ class S3Store:
         if isinstance(condition, IfAbsent):
             arguments["IfNoneMatch"] = "*"
         if isinstance(condition, IfMatch):
-            arguments["IfMatch"] = condition.etag
+            arguments["IfMatch"] = self._dialect.condition(condition.etag)
         try:
             answer = self.client.send(
                 "put_object",
@@ -182,6 +173,10 @@ class S3Store:
     def close(self) -> None:
         """Release connections."""
         self.client.close()
+
+    @property
+    def _dialect(self) -> Dialect:
+        return DIALECTS[self.client.config.compatibility]
 
     @property
     def _sends_checksums(self) -> bool:
@@ -268,6 +263,7 @@ class S3Upload:
 
 def open_s3(uri: StoreURI, config: S3Config) -> ObjectStore:
     """Open the bucket that an ``s3://`` URI names."""
+    check_directory_bucket(uri.bucket, config)
     return S3Store(S3Client(uri.bucket, config))
 
 
@@ -280,7 +276,6 @@ def _lost_condition(error: StoreError, condition: PutCondition | None, key: str)
 
 
 def _meta(key: str, size_bytes: int, answer: dict[str, Any]) -> ObjectMeta:
-    # Without quotes: S3 takes both forms in conditions, Ceph takes only this one.
     etag = answer.get("ETag", "").strip('"')
     return ObjectMeta(key=key, size_bytes=size_bytes, etag=etag, modified_at=answer.get("LastModified"))
 

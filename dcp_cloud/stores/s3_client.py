@@ -12,10 +12,10 @@ import base64
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import boto3.session
 import botocore.session
@@ -27,7 +27,9 @@ from botocore.httpsession import get_cert_path
 from dcp_cloud.errors import DcpCloudError
 from dcp_cloud.stores.base import Buffers
 from dcp_cloud.stores.keys import total_bytes
+from dcp_cloud.stores.s3_arguments import RequestArguments
 from dcp_cloud.stores.s3_config import S3Config
+from dcp_cloud.stores.s3_dialect import DIALECTS
 from dcp_cloud.stores.s3_errors import translate
 from dcp_cloud.stores.wire import Wire, WireConfig, WireResponse
 
@@ -49,6 +51,15 @@ class _Lane:
 
 class _Lanes(threading.local):
     current: _Lane | None = None
+
+
+class _Connected(NamedTuple):
+    """What requests of one process go through."""
+
+    pid: int
+    client: Any
+    wire: Wire
+    arguments: RequestArguments
 
 
 class _Answer:
@@ -79,7 +90,7 @@ class S3Client:
         self.config = config
         self._lock = threading.Lock()
         self._lanes = _Lanes()
-        self._made: tuple[int, Any, Wire] | None = None
+        self._made: _Connected | None = None
 
     def __reduce__(self) -> tuple[type[S3Client], tuple[str, S3Config]]:
         return type(self), (self.bucket, self.config)
@@ -100,7 +111,7 @@ class S3Client:
             ConfigError: The SDK cannot be configured.
         """
         with self._translated(operation, subject):
-            return getattr(self._client(), operation)(Bucket=self.bucket, **arguments)
+            return getattr(self._connect().client, operation)(**self._complete(operation, arguments))
 
     def send(self, operation: str, body: Buffers, *, key: str, replay: bool = True, **arguments: object) -> Any:  # noqa: ANN401
         """Call an operation whose body is the given buffers.
@@ -152,30 +163,33 @@ class S3Client:
             Each page.
         """
         with self._translated(operation, subject):
-            yield from self._client().get_paginator(operation).paginate(Bucket=self.bucket, **arguments)
+            paginator = self._connect().client.get_paginator(operation)
+            yield from paginator.paginate(**self._complete(operation, arguments))
 
     def close(self) -> None:
         """Close all resting connections; the next call connects anew."""
         with self._lock:
             made, self._made = self._made, None
         if made is not None:
-            made[1].close()
-            made[2].close()
+            made.client.close()
+            made.wire.close()
 
-    def _client(self) -> Any:  # noqa: ANN401 - clients are made at run time
-        return self._connect()[1]
+    def _complete(self, operation: str, arguments: Mapping[str, object]) -> dict[str, object]:
+        bucket = self.config.access_point or self.bucket
+        return {"Bucket": bucket, **self._connect().arguments.of(operation), **arguments}
 
-    def _connect(self) -> tuple[int, Any, Wire]:
+    def _connect(self) -> _Connected:
         made = self._made
-        if made is not None and made[0] == os.getpid():
+        if made is not None and made.pid == os.getpid():
             return made
         with self._lock:
             # Not after a fork: the sockets of the client's pool are the parent's.
-            if self._made is None or self._made[0] != os.getpid():
+            if self._made is None or self._made.pid != os.getpid():
+                arguments = RequestArguments(self.config)
                 client, wire = _make_client(self.config)
                 for operation in _DATA_OPERATIONS:
                     client.meta.events.register(f"before-send.s3.{operation}", self._before_send)
-                self._made = (os.getpid(), client, wire)
+                self._made = _Connected(os.getpid(), client, wire, arguments)
             return self._made
 
     def _before_send(self, request: Any, **_kwargs: object) -> Any:  # noqa: ANN401 - the SDK's types lie about bytes
@@ -190,7 +204,7 @@ class S3Client:
             for name, value in request.headers.items()
             if name.lower() != "expect"  # the answer would come before the body is asked for
         ]
-        wire = self._connect()[2]
+        wire = self._connect().wire
         lane.response = wire.request(request.method, request.url, headers, lane.body, key=lane.key, replay=lane.replay)
         fields: Any = dict(lane.response.headers.items())
         return AWSResponse(request.url, lane.response.status, fields, _Answer(lane.response))
@@ -214,8 +228,10 @@ class S3Client:
             raise translate(error, action=action, key=subject or None) from error
 
 
-def _add_content_md5(params: Any, **_kwargs: object) -> None:  # noqa: ANN401 - the SDK's dictionary
+def _add_content_md5(params: Any, context: Any, **_kwargs: object) -> None:  # noqa: ANN401 - the SDK's dictionaries
     """Add what S3 demanded of a batch delete before checksums were many; compatible servers still do."""
+    if context.get("endpoint_properties", {}).get("backend") == "S3Express":
+        return  # directory buckets know no MD5; the SDK sends a CRC-32 as well
     digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
     params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
 
@@ -230,11 +246,13 @@ def _make_client(config: S3Config) -> tuple[Any, Wire]:
         session = boto3.session.Session(botocore_session=core)
         ca_bundle = ca_bundle or core.get_config_variable("ca_bundle")
     s3: Any = {"payload_signing_enabled": False}
+    if config.accelerate:
+        s3["use_accelerate_endpoint"] = True
     if config.addressing_style != "auto":
         s3["addressing_style"] = config.addressing_style
     client = session.client(
         "s3",
-        region_name=config.region,
+        region_name=config.region or DIALECTS[config.compatibility].region,
         endpoint_url=config.endpoint_url,
         verify=(ca_bundle or True) if config.verify_tls else False,
         config=Config(
@@ -243,6 +261,10 @@ def _make_client(config: S3Config) -> tuple[Any, Wire]:
             # way, and a CRC that goes with them is verified at the other end.
             retries={"total_max_attempts": 1, "mode": "standard"},
             s3=s3,
+            # None leaves the choice to the SDK's own configuration.
+            use_dualstack_endpoint=config.dual_stack or None,
+            use_fips_endpoint=config.fips or None,
+            proxies={"http": config.proxy_url, "https": config.proxy_url} if config.proxy_url else None,
             connect_timeout=config.connect_timeout_s,
             read_timeout=config.read_timeout_s,
             max_pool_connections=config.max_pool_connections,
@@ -260,6 +282,7 @@ def _make_client(config: S3Config) -> tuple[Any, Wire]:
             verify_tls=config.verify_tls,
             ca_bundle=ca_bundle or get_cert_path(True),  # noqa: FBT003 - the SDK's signature
             max_idle=config.max_pool_connections,
+            proxy_url=config.proxy_url,
         )
     )
     return client, wire

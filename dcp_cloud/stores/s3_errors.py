@@ -36,6 +36,10 @@ _PERMISSION_HINT = (
     "a checkpoint needs s3:GetObject, s3:PutObject, s3:DeleteObject, s3:AbortMultipartUpload, "
     "s3:ListBucket and s3:ListBucketMultipartUploads"
 )
+_KMS_HINT = (
+    "check the key in kms_key_id, or the bucket's: it must be enabled, in the bucket's region, and its policy must "
+    "allow you kms:GenerateDataKey and kms:Decrypt"
+)
 _REGION_HINT = "set the bucket's region with ?region=… or AWS_REGION"
 
 # Source: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html. Codes that are not listed are decided
@@ -46,6 +50,7 @@ CODES: Mapping[str, type[StoreError]] = MappingProxyType(
         "NoSuchKey": NotFoundError,
         "NoSuchUpload": NotFoundError,
         "NoSuchVersion": NotFoundError,
+        "NoSuchAccessPoint": BucketNotFoundError,
         "AccessDenied": PermissionDeniedError,
         "AllAccessDisabled": PermissionDeniedError,
         "AccountProblem": PermissionDeniedError,
@@ -81,6 +86,20 @@ CODES: Mapping[str, type[StoreError]] = MappingProxyType(
         "XAmzContentChecksumMismatch": ChecksumMismatchError,
         "XAmzContentSHA256Mismatch": ChecksumMismatchError,
         "PreconditionFailed": PreconditionError,
+        # What KMS said to S3. Source: https://docs.aws.amazon.com/kms/latest/APIReference/CommonErrors.html and the
+        # errors of GenerateDataKey and Decrypt there.
+        "KMS.AccessDeniedException": PermissionDeniedError,
+        "KMS.DisabledException": InvalidRequestError,
+        "KMS.InvalidGrantTokenException": InvalidRequestError,
+        "KMS.InvalidKeyUsageException": InvalidRequestError,
+        "KMS.InvalidStateException": InvalidRequestError,
+        "KMS.KMSInvalidStateException": InvalidRequestError,
+        "KMS.NotFoundException": InvalidRequestError,
+        "KMS.DependencyTimeoutException": TransientError,
+        "KMS.KeyUnavailableException": TransientError,
+        "KMS.KMSInternalException": TransientError,
+        "KMS.LimitExceededException": ThrottledError,
+        "KMS.ThrottlingException": ThrottledError,
         # Refusals whose status alone would say something else.
         "InvalidObjectState": InvalidRequestError,
         "QuotaExceeded": InvalidRequestError,
@@ -110,7 +129,8 @@ _CODE_HINTS: Mapping[str, str] = MappingProxyType(
         "NoSuchBucket": "check the bucket's name, the endpoint and the account; buckets are not created for you",
         "RequestTimeTooSkewed": "set this machine's clock",
         "ExpiredToken": "the session's credentials ran out: use ones that the SDK can refresh",
-        "InvalidObjectState": "the object is archived: restore it first",
+        "NoSuchAccessPoint": "check access_point: its name, its region and its account",
+        "InvalidObjectState": "the object is archived: restore it first (aws s3api restore-object)",
         "EntityTooLarge": "raise part_size, so that the object goes up in parts",
     }
 )
@@ -227,7 +247,7 @@ def from_answer(answer: Mapping[str, Any], *, action: str, key: str | None) -> S
     cause = redact(": ".join(filter(None, (code, details.get("Message")))))
     if status:
         cause += f" (HTTP {status})"
-    hint = _CODE_HINTS.get(code) or _TYPE_HINTS.get(kind)
+    hint = _CODE_HINTS.get(code) or (_KMS_HINT if code.startswith("KMS.") else _TYPE_HINTS.get(kind))
     region = details.get("Region") or headers.get("x-amz-bucket-region")
     if kind is WrongRegionError and region:
         hint = f"the bucket is in {region}: use ?region={region}"

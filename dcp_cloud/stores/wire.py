@@ -49,6 +49,7 @@ class WireConfig:
         max_idle: Connections kept open for reuse, per host.
         max_idle_s: Longest rest of a connection that is reused, seconds. Load balancers forget resting connections
             after minutes without telling; shorter than the shortest of them.
+        proxy_url: Proxy instead of those that the environment names.
     """
 
     connect_timeout_s: float = 10.0
@@ -57,6 +58,7 @@ class WireConfig:
     ca_bundle: str | None = None
     max_idle: int = 64
     max_idle_s: float = 50.0
+    proxy_url: str | None = None
 
 
 class WireResponse:
@@ -174,7 +176,8 @@ class WireResponse:
 class Wire:
     """A pool of connections. Thread-safe; pickles as its configuration; survives a fork with a pool of its own.
 
-    Proxies are taken from the environment (``HTTP_PROXY``, ``HTTPS_PROXY``, ``NO_PROXY``), as the SDKs do.
+    Proxies are taken from the environment (``HTTP_PROXY``, ``HTTPS_PROXY``, ``NO_PROXY``), as the SDKs do, unless the
+    configuration names one.
 
     Args:
         config: How to connect.
@@ -223,7 +226,7 @@ class Wire:
         """
         request = Outgoing(method, urlsplit(url), list(headers), body, key)
         with failed_request(f"{method} to {request.url.hostname} failed", key):
-            route = find_route(request.url)
+            route = find_route(request.url, proxy_url=self.config.proxy_url)
             connection = self._pooled(route)
             if connection is not None:
                 try:

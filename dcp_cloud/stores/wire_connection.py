@@ -89,8 +89,12 @@ class NoAnswerError(Exception):
     """The connection ended before the first byte of an answer."""
 
 
-def find_route(url: SplitResult) -> Route:
-    """Tell where to connect for a URL, through the proxy that the environment names for it.
+def find_route(url: SplitResult, *, proxy_url: str | None = None) -> Route:
+    """Tell where to connect for a URL.
+
+    Args:
+        url: The URL.
+        proxy_url: Proxy to go through; if None, the one that the environment names for the URL.
 
     Raises:
         ConfigError: The URL is neither http nor https.
@@ -98,8 +102,8 @@ def find_route(url: SplitResult) -> Route:
     if url.scheme not in ("http", "https") or not url.hostname:
         raise ConfigError("the endpoint is no http or https URL", key=f"{url.scheme}://{url.hostname}")
     port = url.port or (443 if url.scheme == "https" else 80)
-    proxy = None
-    if not urllib.request.proxy_bypass(f"{url.hostname}:{port}"):
+    proxy = proxy_url
+    if proxy is None and not urllib.request.proxy_bypass(f"{url.hostname}:{port}"):
         proxies = urllib.request.getproxies()
         proxy = proxies.get(url.scheme) or proxies.get("all")
     return Route(url.scheme, url.hostname, port, proxy)

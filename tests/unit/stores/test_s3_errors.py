@@ -134,6 +134,28 @@ def test_the_cause_names_code_message_and_status():
     assert error.cause == "NoSuchBucket: why (HTTP 404)"
 
 
+@pytest.mark.parametrize(
+    ("code", "status", "expected", "hint"),
+    [
+        ("KMS.NotFoundException", 400, InvalidRequestError, "kms_key_id"),
+        ("KMS.DisabledException", 400, InvalidRequestError, "kms_key_id"),
+        ("KMS.SomethingNewException", 400, InvalidRequestError, "kms_key_id"),
+        ("KMS.AccessDeniedException", 403, PermissionDeniedError, "kms:GenerateDataKey"),
+        ("KMS.ThrottlingException", 400, ThrottledError, "kms_key_id"),
+        ("KMS.KeyUnavailableException", 500, TransientError, "kms_key_id"),
+        ("InvalidObjectState", 403, InvalidRequestError, "restore"),
+        ("RequestTimeTooSkewed", 403, UnauthenticatedError, "clock"),
+        ("ExpiredToken", 400, UnauthenticatedError, "refresh"),
+        ("NoSuchAccessPoint", 404, BucketNotFoundError, "access_point"),
+    ],
+)
+def test_the_next_step_is_named(code: str, status: int, expected: type[DcpCloudError], hint: str):
+    """Keys, archives, clocks and access points: each has its own way out, which the error tells."""
+    error = from_answer(_answer(code, status), action="x", key=None)
+    assert type(error) is expected
+    assert hint in (error.hint or "")
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("7", 7.0), ("Wed, 21 Oct 2026 07:28:00 GMT", None), ("-1", None)])
 def test_retry_after_is_carried(text: str, seconds: float | None):
     """The wait that the server asks for reaches the retry layer."""

@@ -352,18 +352,3 @@ def test_an_error_shows_no_secret(opened: Callable):
     for text in (str(caught.value), repr(caught.value), str(caught.value.__cause__)):
         assert "very-secret" not in text
         assert signature not in text
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"endpoint_url": "127.0.0.1:9000"},
-        {"read_timeout_s": 0.0},
-        {"max_pool_connections": 0},
-        {"profile": "p", "session_factory": _session_with_short_lived_keys},
-    ],
-)
-def test_settings_are_checked(options: dict[str, object]):
-    """Values that cannot work are refused where they are written."""
-    with pytest.raises(ConfigError):
-        S3Config(**options)  # type: ignore[arg-type]
