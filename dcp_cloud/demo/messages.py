@@ -60,7 +60,7 @@ class MessageWriter:
 
     def __init__(self, directory: str, rank: int) -> None:
         self._rank = rank
-        self._file = Path(directory, f"rank-{rank}.jsonl").open("a", encoding="utf-8")  # noqa: SIM115 - until the end of the process
+        self._path = Path(directory, f"rank-{rank}.jsonl")
         self._lock = threading.Lock()
 
     def __call__(self, kind: str, **fields: object) -> None:
@@ -71,9 +71,8 @@ class MessageWriter:
             **fields: The rest.
         """
         line = json.dumps({"kind": kind, "rank": self._rank, "time_s": time.monotonic(), **fields})
-        with self._lock:
-            self._file.write(line + "\n")
-            self._file.flush()
+        with self._lock, self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
 
 class MessageReader:

@@ -82,6 +82,7 @@ class Narrator:
         if len(done) == act.processes:
             size_mib = sum(one["size_bytes"] for one in done) / MIB
             duration_s = max(one["duration_s"] for one in done)
+            self._bar(f"{what} step-{message['step']}", 1, 1, f"{size_mib:.0f} MiB")  # the plan was an estimate
             verb = {"save": "committed", "load": "loaded"}[what]
             self._line(f"[green]step-{message['step']}: {verb}[/], {size_mib:.0f} MiB in {duration_s:.1f} s")
 

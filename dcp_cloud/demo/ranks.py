@@ -46,7 +46,8 @@ def run_ranks(job: Job, processes: int, listen: Callable[[Message], None]) -> No
             *("-m", "dcp_cloud.demo.rank", str(path)),
         ]
         # One thread of arithmetic each: the ranks share the machine, and more threads would add up in another order.
-        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": _import_path()}
+        # torchrun and torch leave files in the directory for temporary ones.
+        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": _import_path(), "TMPDIR": directory}
         if sys.platform == "linux":
             environment["GLOO_SOCKET_IFNAME"] = "lo"
         with running(command, name="torchrun", directory=directory, environment=environment) as child:
