@@ -67,12 +67,13 @@ class Hedger:
         """Requests that were sent a second time."""
         return len(self._seconds)
 
-    def run(self, request: Callable[[int], ResultT], nbytes: int) -> ResultT:
+    def run(self, request: Callable[[int], ResultT], nbytes: int, *, awaits_loser: bool = False) -> ResultT:
         """Run a request on this thread, and a second time on another one if it is slow.
 
         Args:
             request: Called with 0, and with 1 for the second run; the two may run at once.
             nbytes: Bytes that it moves; longer requests may take longer.
+            awaits_loser: Return only when both runs are gone.
 
         Returns:
             What the first run to succeed returned.
@@ -86,6 +87,8 @@ class Hedger:
             result = race.run_first()
         finally:
             self._end(race)
+        if awaits_loser:
+            race.await_second()
         return result
 
     def _begin(self, race: _Race[ResultT]) -> None:
@@ -151,13 +154,17 @@ class _Race(Generic[ResultT]):
             with self._scopes[0]:
                 result = self._request(0)
         except BaseException:
-            if self._second is not None:
-                self._second.join()
+            self.await_second()
             if self._results:
                 return self._results[0]
             raise
         self._win(1)
         return result
+
+    def await_second(self) -> None:
+        """Wait until the second run, if there is one, is gone."""
+        if self._second is not None:
+            self._second.join()
 
     def start_second(self) -> threading.Thread:
         """Run it again on a thread of its own."""

@@ -245,8 +245,17 @@ class ObjectUpload:
     def _put_part(self, multipart: MultipartUpload, index: int, spans: Sequence[Span]) -> None:
         data, crc32 = [span.view() for span in spans], crc32_of(spans)
         nbytes = sum(view.nbytes for view in data)
-        # Sent twice, the part is the same part: the bytes stay where they are until both runs are gone.
-        part = self._uploader.hedger.run(lambda _turn: multipart.put_part(index, data, crc32=crc32), nbytes)
+        turns: list[int] = []
+
+        def request(turn: int) -> Part:
+            turns.append(turn)
+            return multipart.put_part(index, data, crc32=crc32)
+
+        part = self._uploader.hedger.run(request, nbytes, awaits_loser=True)
+        if len(turns) > 1:
+            # Either run may have been stored last, and a provider may give each a token of its own (S3 does when it
+            # encrypts with KMS): completing with the other one would be refused.
+            part = request(len(turns))
         self._uploader.sent(spans)
         with self._lock:
             self._sent.append(part)

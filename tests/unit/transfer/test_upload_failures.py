@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import signal
 import threading
@@ -9,8 +10,9 @@ import threading
 import pytest
 
 from dcp_cloud.config import RetryConfig
-from dcp_cloud.errors import DcpCloudError, PermissionDeniedError, RetriesExhaustedError
+from dcp_cloud.errors import DcpCloudError, PermissionDeniedError, RetriesExhaustedError, TransientError
 from dcp_cloud.stores.base import ObjectStore
+from dcp_cloud.stores.cancel import current_scope
 from dcp_cloud.stores.memory import MemoryStore
 from dcp_cloud.testing.wrappers import Fault, FaultyStore, RecordingStore, SimulatedCrash
 from dcp_cloud.testing.wrappers.base import StoreWrapper
@@ -241,6 +243,44 @@ def test_ctrl_c_while_parts_are_under_way_leaves_nothing() -> None:
     with pytest.raises(KeyboardInterrupt):
         upload_all(_PressCtrlC(store), sizes=(16 * 50,))
     assert_untouched(store)
+
+
+class _AnswersCross(StoreWrapper):
+    """Stores the last part twice; the answer to the first request comes late, and to the second one never."""
+
+    def __init__(self, store: ObjectStore, last: int) -> None:
+        super().__init__(store)
+        self._last = last
+        self._turns = itertools.count()
+        self._is_replaced = threading.Event()
+
+    def around(self, request, run):
+        if request.verb != "put_part" or request.index != self._last:
+            return run()
+        turn = next(self._turns)
+        result = run()
+        if turn == 0:
+            assert self._is_replaced.wait(20)
+        if turn == 1:
+            scope, broken_off = current_scope(), threading.Event()
+            assert scope is not None
+            scope.add(broken_off.set)
+            self._is_replaced.set()
+            assert broken_off.wait(20)
+            raise TransientError("broken off")
+        return result
+
+
+def test_a_part_that_was_sent_twice_has_the_token_of_what_is_stored() -> None:
+    """A slow part is raced by a second request; whichever is stored last, the upload can be completed."""
+    store = memory_store()
+    recording = RecordingStore(_AnswersCross(store, last=19))
+    data = random_bytes(16 * 20)
+    with Uploader(recording, config(part=16)) as uploader:
+        send(uploader, "k", [Span.of(data)])
+        uploader.finish()
+    assert content(store, "k") == data
+    assert sum(call.index == 19 for call in recording.calls) == 3
 
 
 def test_a_failing_loader_fails_the_upload() -> None:
