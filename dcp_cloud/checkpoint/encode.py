@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
+from torch.distributed.tensor import DTensor
 
 from dcp_cloud.crc32 import crc32
-from dcp_cloud.errors import CheckpointError
+from dcp_cloud.errors import CheckpointError, UnsupportedFormatError
 from dcp_cloud.format.archive import TensorRecord
 from dcp_cloud.format.layout import BLOCK_BYTES, RawData, StoredItem
 from dcp_cloud.format.tensors import PreparedTensor, prepare_tensor
@@ -89,17 +90,25 @@ class ItemEncoder:
 
         Raises:
             CheckpointError: The planner gave something else than the plan says.
+            UnsupportedFormatError: The tensor is sparse or has no data.
         """
         data = self._planner.resolve_data(item)
         if item.type == WriteItemType.BYTE_IO:
             if not isinstance(data, io.BytesIO):
                 raise _surprise(item, data, "bytes")
-            return self._append_bytes(item, upload, data.getvalue())
+            return self._append_bytes(item, upload, *transform_bytes(data.getvalue(), self._extensions))
         if not isinstance(data, torch.Tensor):
             raise _surprise(item, data, "a tensor")
+        data = data.to_local() if isinstance(data, DTensor) else data
+        if data.layout is not torch.strided or data.device.type == "meta":
+            raise UnsupportedFormatError(
+                f"{item.index.fqn!r} cannot be stored",
+                cause="it has no data" if data.device.type == "meta" else f"its layout is {data.layout}",
+                hint="materialise it first" if data.device.type == "meta" else "save its indices and values instead",
+            )
         prepared = None if self._extensions else self._prepare(data, upload)
         if prepared is None:
-            return self._append_bytes(item, upload, _saved(data))
+            return self._append_saved(item, upload, data)
         return self._append_tensor(item, upload, prepared, is_as_planned=_is_as_planned(item, data))
 
     def _prepare(self, tensor: torch.Tensor, upload: ObjectUpload) -> PreparedTensor | None:
@@ -107,11 +116,10 @@ class ItemEncoder:
         if needs_copy:
             self._budget.acquire(tensor.nbytes, own_bytes=upload.open_bytes)
         prepared = prepare_tensor(tensor)
-        has_copy = prepared is not None and prepared.owns_copy
-        if needs_copy and not has_copy:
+        if needs_copy:
             self._budget.release(tensor.nbytes)
-        elif has_copy and not needs_copy:
-            self._budget.acquire(tensor.nbytes, own_bytes=upload.open_bytes)
+        if prepared is not None and prepared.owns_copy:
+            self._budget.acquire(prepared.memory.nbytes, own_bytes=upload.open_bytes)
         return prepared
 
     def _append_tensor(
@@ -156,11 +164,26 @@ class ItemEncoder:
         stored = StoredItem(key=upload.key, offset=start, size_bytes=upload.size_bytes - start, raw=raw)
         return EncodedItem(item=item, size_bytes=stored.size_bytes, describe=lambda: stored)
 
-    def _append_bytes(self, item: WriteItem, upload: ObjectUpload, data: bytes) -> EncodedItem:
+    def _append_saved(self, item: WriteItem, upload: ObjectUpload, tensor: torch.Tensor) -> EncodedItem:
+        """Append a tensor that is made in memory: because it is transformed, or because only torch can save it."""
+        held_bytes = 2 * tensor.nbytes  # as it is saved, and what the transforms make of that
+        self._budget.acquire(held_bytes, own_bytes=upload.open_bytes)
+        try:
+            data = _saved(tensor)
+        except Exception as error:  # tensor subclasses run code of their own
+            raise UnsupportedFormatError(
+                f"{item.index.fqn!r} cannot be stored", cause=error, hint="torch.save cannot save it either"
+            ) from error
         transformed, descriptors = transform_bytes(data, self._extensions)
-        self._budget.acquire(len(transformed), own_bytes=upload.open_bytes)
+        self._budget.release(held_bytes)
+        return self._append_bytes(item, upload, transformed, descriptors)
+
+    def _append_bytes(
+        self, item: WriteItem, upload: ObjectUpload, data: bytes, descriptors: Sequence[str]
+    ) -> EncodedItem:
+        self._budget.acquire(len(data), own_bytes=upload.open_bytes)
         start = upload.size_bytes
-        span = Span.of(transformed, on_sent=self._budget.release)
+        span = Span.of(data, on_sent=self._budget.release)
         upload.append(span)
 
         def describe() -> StoredItem:

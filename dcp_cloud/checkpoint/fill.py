@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 
-from dcp_cloud.checkpoint.landing import LandingConfig, StoredTensor, plan_landing
+from dcp_cloud.checkpoint.landing import LandingConfig, StoredTensor, filling, plan_landing
 from dcp_cloud.config import KIB, MIB, TransferConfig
 from dcp_cloud.errors import CorruptCheckpointError, OutOfRangeError, StateDictMismatchError
 from dcp_cloud.format.archive import is_row_major
 from dcp_cloud.format.items import load_item
 from dcp_cloud.format.layout import BLOCK_BYTES, RawData, StoredItem, from_storage_info
-from dcp_cloud.format.parse import RawLayout, parse_header
+from dcp_cloud.format.parse import NeedMore, RawLayout, parse_header
 from dcp_cloud.format.transforms import undo_transforms
 from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.transfer.download import Check, Downloader, Target
@@ -30,6 +31,8 @@ from dcp_cloud.transfer.retrying import RetryingStore
 _HEADER_BYTES = 1 * KIB
 # Up to this length an item of another writer is fetched whole: cheaper than looking at its header first.
 _WHOLE_BYTES = 64 * KIB
+# Unpacking takes several times the length of an item, so longer ones are unpacked one at a time.
+_PARALLEL_BYTES = 1 * MIB
 # Temporaries up to this length are allocated on the word of .metadata alone.
 _UNCHECKED_BYTES = 64 * MIB
 # More than any codec makes of data that is not made to exhaust the reader's memory.
@@ -42,6 +45,17 @@ class _Read:
 
     item: ReadItem
     stored: StoredItem
+
+    @property
+    def is_bytes(self) -> bool:
+        return self.item.type == LoadItemType.BYTE_IO
+
+    @property
+    def has_header(self) -> bool:
+        """Whether to look at the item's header rather than read it whole."""
+        stored = self.stored
+        is_ours = stored.raw is not None
+        return not (self.is_bytes or is_ours or stored.transforms) and stored.size_bytes > _WHOLE_BYTES
 
     @property
     def label(self) -> str:
@@ -77,10 +91,7 @@ class PlanFiller:
         self._hook = hook
         self._store = RetryingStore(store, Retrier(config=transfer.retry, hook=hook))
         self._downloader = Downloader(store, transfer, hook=hook)
-        self._landing = LandingConfig(
-            tile_bytes=max(transfer.part_size_bytes // BLOCK_BYTES, 1) * BLOCK_BYTES,
-            max_gap_bytes=transfer.max_gap_bytes,
-        )
+        self._transfer = transfer
 
     def fill(self, plan: LoadPlan) -> None:
         """Fetch everything the plan wants and hand it to the planner.
@@ -95,30 +106,30 @@ class PlanFiller:
         """
         reads = [self._locate(item) for item in plan.items]
         layouts = self._look_at_headers(reads)
-        targets: list[Target] = []
-        tensors: list[tuple[ReadItem, torch.Tensor]] = []
-        for group in _by_stored_item(reads):
-            stored = group[0].stored
-            layout = layouts.get((stored.key, stored.offset))
-            for read in group:
-                if read.item.type == LoadItemType.BYTE_IO:
-                    targets.append(self._byte_target(read))
-                    continue
-                tensor = self._resolve(read.item)
-                tensors.append((read.item, tensor))
-                source = self._stored_tensor(read, layout)
-                if tensor.numel() == 0:
-                    continue
-                if source is None:
-                    targets.append(self._whole_target(read, tensor))
-                else:
-                    targets.extend(plan_landing(source, read.item.storage_offsets, tensor, self._landing))
+        targets = [self._byte_target(read) for read in reads if read.is_bytes and read.stored.size_bytes]
+        tensors = [(read, self._resolve(read.item)) for read in reads if not read.is_bytes]
+        config = LandingConfig(
+            tile_bytes=max(self._transfer.part_size_bytes // BLOCK_BYTES, 1) * BLOCK_BYTES,
+            max_gap_bytes=self._transfer.max_gap_bytes,
+            load_bytes=sum(tensor.nbytes for _, tensor in tensors),
+        )
+        for read, tensor in tensors:
+            source = self._stored_tensor(read, layouts.get(read.stored))
+            if tensor.numel() == 0:
+                continue
+            if source is None:
+                targets.append(self._whole_target(read, tensor))
+            else:
+                targets.extend(plan_landing(source, read.item.storage_offsets, tensor, config))
         self._check_lengths(targets)
         total = sum(target.nbytes for target in targets)
         self._hook(Planned(phase="load", size_bytes=total, items=len(plan.items)))
         self._downloader.run(targets)
-        for item, tensor in tensors:
-            self._planner.commit_tensor(item, tensor)
+        for read in reads:
+            if read.is_bytes and not read.stored.size_bytes:
+                self._planner.load_bytes(read.item, io.BytesIO())
+        for read, tensor in tensors:
+            self._planner.commit_tensor(read.item, tensor)
 
     def _check_lengths(self, targets: Iterable[Target]) -> None:
         """See that large temporaries have objects behind them: a forged length must not exhaust the memory."""
@@ -142,7 +153,7 @@ class PlanFiller:
                 hint="it was probably written by a save that lost data; load another checkpoint",
             )
         stored = from_storage_info(info)
-        if stored.size_bytes == 0:
+        if stored.size_bytes == 0 and item.type != LoadItemType.BYTE_IO:
             raise CorruptCheckpointError(f"the record of {item.storage_index.fqn!r} has no bytes", key=stored.key)
         return _Read(item, stored)
 
@@ -160,8 +171,15 @@ class PlanFiller:
         """Find the bare bytes of a stored tensor; None if it has to be read whole through torch.load."""
         raw, chunk = read.stored.raw, self._chunk(read.item)
         if raw is not None and chunk is not None:
-            return _from_record(read, raw, *chunk)
-        return None if layout is None else _from_header(read, layout)
+            shape, dtype = chunk
+            if raw.size_bytes != math.prod(shape) * dtype.itemsize:
+                raise _misfit(read, shape, f"{raw.size_bytes} bytes of {dtype}")
+            return _from_record(read, raw, shape, dtype)
+        if layout is None:
+            return None
+        if chunk is not None and chunk[0] != layout.shape:
+            raise _misfit(read, chunk[0], layout.shape)
+        return _from_header(read, layout)
 
     def _chunk(self, item: ReadItem) -> tuple[tuple[int, ...], torch.dtype] | None:
         """Find shape and dtype of the chunk that an item reads from."""
@@ -172,25 +190,28 @@ class PlanFiller:
         if fqn not in self._chunks:
             self._chunks[fqn] = {tuple(chunk.offsets): tuple(chunk.sizes) for chunk in entry.chunks}
         sizes = self._chunks[fqn].get(tuple(offset) if offset is not None else (0,) * len(entry.size))
-        return None if sizes is None else (sizes, entry.properties.dtype)
+        dtype = entry.properties.dtype
+        return (sizes, dtype) if sizes is not None and isinstance(dtype, torch.dtype) else None
 
-    def _look_at_headers(self, reads: Iterable[_Read]) -> dict[tuple[str, int], RawLayout]:
-        """Read the headers of long items that carry no record of ours, all at once."""
-        layouts: dict[tuple[str, int], RawLayout] = {}
-        targets: list[Target] = []
-        for group in _by_stored_item(reads):
-            stored = group[0].stored
-            is_tensor = group[0].item.type != LoadItemType.BYTE_IO
-            if not is_tensor or stored.raw or stored.transforms or stored.size_bytes <= _WHOLE_BYTES:
-                continue
-
-            def keep(memory: memoryview, stored: StoredItem = stored) -> None:
-                layout = parse_header(bytes(memory), item_nbytes=stored.size_bytes)
-                if isinstance(layout, RawLayout) and not (layout.conj or layout.neg):
-                    layouts[stored.key, stored.offset] = layout
-
-            targets.append(Target(key=stored.key, start=stored.offset, nbytes=_HEADER_BYTES, done=keep))
-        self._downloader.run(targets)
+    def _look_at_headers(self, reads: Iterable[_Read]) -> dict[StoredItem, RawLayout]:
+        """Read the headers of long items that carry no record of ours, all at once; longer headers once more."""
+        layouts: dict[StoredItem, RawLayout] = {}
+        wanted = dict.fromkeys((read.stored for read in reads if read.has_header), _HEADER_BYTES)
+        while wanted:
+            heads: dict[StoredItem, bytes] = {}
+            self._downloader.run(
+                [
+                    Target(key=stored.key, start=stored.offset, nbytes=nbytes, done=partial(_keep, heads, stored))
+                    for stored, nbytes in wanted.items()
+                ]
+            )
+            wanted = {}
+            for stored, head in heads.items():
+                layout = parse_header(head, item_nbytes=stored.size_bytes)
+                if isinstance(layout, NeedMore):
+                    wanted[stored] = layout.nbytes
+                elif layout is not None and not (layout.conj or layout.neg):
+                    layouts[stored] = layout
         return layouts
 
     def _byte_target(self, read: _Read) -> Target:
@@ -200,14 +221,22 @@ class PlanFiller:
         return self._item_target(read, done=done)
 
     def _whole_target(self, read: _Read, target: torch.Tensor) -> Target:
-        def convert(memory: memoryview) -> None:
+        item, chunk = read.item, self._chunk(read.item)
+
+        def unpack(memory: memoryview) -> None:
             source = load_item(self._plain(read, memory), key=read.stored.key)
-            for dim, (offset, length) in enumerate(zip(read.item.storage_offsets, read.item.lengths, strict=True)):
-                source = source.narrow(dim, offset, length)
-            with torch.no_grad():
+            shape = tuple(source.shape)
+            if chunk is not None and chunk[0] != shape:
+                raise _misfit(read, chunk[0], shape)
+            for dim, (low, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
+                source = source.narrow(dim, low, length)
+            with filling(target):
                 target.copy_(source)
 
-        return self._item_target(read, convert=convert)
+        plain_bytes = math.prod(chunk[0]) * chunk[1].itemsize if chunk is not None else read.stored.size_bytes
+        if max(plain_bytes, read.stored.size_bytes) > _PARALLEL_BYTES:
+            return self._item_target(read, done=unpack)
+        return self._item_target(read, convert=unpack)
 
     def _item_target(
         self,
@@ -238,7 +267,7 @@ class PlanFiller:
 
     def _plain_limit(self, read: _Read) -> int:
         """Bound what a transformed item may become: a tensor's size is known, other objects compress so far at most."""
-        if read.item.type != LoadItemType.BYTE_IO and (chunk := self._chunk(read.item)) is not None:
+        if not read.is_bytes and (chunk := self._chunk(read.item)) is not None:
             shape, dtype = chunk
             return math.prod(shape) * dtype.itemsize + MIB
         return max(_MAX_RATIO * read.stored.size_bytes, 256 * MIB)
@@ -273,8 +302,15 @@ def _from_header(read: _Read, layout: RawLayout) -> StoredTensor:
     )
 
 
-def _by_stored_item(reads: Iterable[_Read]) -> Iterable[Sequence[_Read]]:
-    groups: dict[tuple[str, int], list[_Read]] = {}
-    for read in reads:
-        groups.setdefault((read.stored.key, read.stored.offset), []).append(read)
-    return groups.values()
+def _keep(heads: dict[StoredItem, bytes], stored: StoredItem, memory: memoryview) -> None:
+    heads[stored] = bytes(memory)
+
+
+def _misfit(read: _Read, listed: tuple[int, ...], found: tuple[int, ...] | str) -> CorruptCheckpointError:
+    stored = found if isinstance(found, str) else list(found)
+    return CorruptCheckpointError(
+        f"the stored tensor {read.label} is not the one that the checkpoint lists",
+        key=read.stored.key,
+        cause=f"shape {list(listed)} in .metadata, {stored} in the object",
+        hint="load another checkpoint; 'dcp-cloud verify' lists everything that is damaged",
+    )

@@ -2,24 +2,29 @@
 
 A box of a row-major tensor is a number of runs of consecutive bytes. Where the target's memory has the same bytes in
 the same order, the runs land in it directly; everything else (another dtype, another layout, an accelerator, runs too
-short to be worth a buffer each) is read into temporaries of bounded size and copied by torch.
+short to be worth a buffer each) is read into temporaries of bounded size and copied by torch. A transposed or
+channels-last tensor is a row-major one with its dimensions in another order, on both sides.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 
 import torch
 
 from dcp_cloud.errors import CorruptCheckpointError
+from dcp_cloud.format.archive import is_row_major
 from dcp_cloud.format.layout import BLOCK_BYTES
 from dcp_cloud.format.tensors import tensor_bytes
 from dcp_cloud.transfer.download import Check, Target
 
-# Runs shorter than this cost more as buffers of their own (about 2 µs each) than as a copy by torch.
+# Runs shorter than this cost more as buffers of their own than as a copy by torch.
 _MIN_RUN_BYTES = 4096
+# Each run is a target of its own, of about 0.9 kB (measured): so many take less than 32 MiB.
+_MAX_RUNS = 32 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +84,12 @@ class LandingConfig:
     Args:
         tile_bytes: Longest target; a multiple of ``BLOCK_BYTES``, so that whole reads can be verified block by block.
         max_gap_bytes: Longest stretch of unwanted bytes worth reading along.
+        load_bytes: Length of all that the load fills; the longer it is, the longer runs have to be to be targets.
     """
 
     tile_bytes: int
     max_gap_bytes: int
+    load_bytes: int = 0
 
 
 def plan_landing(
@@ -107,12 +114,20 @@ def plan_landing(
     """
     _check_bounds(stored, offsets, target)
     if stored.strides is not None:
-        return [_whole(stored, offsets, target)]
+        order = sorted(range(len(stored.shape)), key=stored.strides.__getitem__, reverse=True)
+        ordered = replace(stored, shape=_pick(stored.shape, order), strides=None)
+        if not is_row_major(ordered.shape, _pick(stored.strides, order)):
+            return [_whole(stored, stored.strides, offsets, target)]
+        stored, offsets, target = ordered, _pick(offsets, order), target.permute(order)
     if _lands_directly(stored, target):
         runs = _runs(stored.shape, offsets, target.shape, stored.dtype.itemsize)
-        if runs.nbytes >= min(_MIN_RUN_BYTES, target.nbytes):
+        if runs.nbytes >= min(max(_MIN_RUN_BYTES, config.load_bytes // _MAX_RUNS), target.nbytes):
             return list(_direct(stored, runs, tensor_bytes(target), config))
     return list(_converted(stored, tuple(offsets), target, config))
+
+
+def _pick(values: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
+    return tuple(values[index] for index in order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,27 +222,15 @@ def _span(lengths: Sequence[int], strides: Sequence[int]) -> int:
     return 1 + sum((length - 1) * stride for length, stride in zip(lengths, strides, strict=True))
 
 
-def _whole(stored: StoredTensor, offsets: Sequence[int], target: torch.Tensor) -> Target:
-    """Read a tensor of unusual layout whole; it lands directly where the target has the same layout."""
-    strides = stored.strides or ()
-    if (
-        _is_plain_memory(stored, target)
-        and tuple(target.shape) == stored.shape
-        and target.stride() == strides
-        and target.numel() * target.element_size() == stored.nbytes
-    ):
-        flat = torch.as_strided(target, (target.numel(),), (1,))
-        memory, convert = tensor_bytes(flat), None
-    else:
-        base = sum(offset * stride for offset, stride in zip(offsets, strides, strict=True))
-        memory, convert = None, _copier(target, stored.dtype, strides, base)
+def _whole(stored: StoredTensor, strides: Sequence[int], offsets: Sequence[int], target: torch.Tensor) -> Target:
+    """Read a tensor whose elements overlap or have gaps between them whole."""
+    base = sum(offset * stride for offset, stride in zip(offsets, strides, strict=True))
     return Target(
         key=stored.key,
         start=stored.start,
         nbytes=stored.nbytes,
-        memory=memory,
         checks=stored.checks(0, stored.nbytes),
-        convert=convert,
+        convert=_copier(target, stored.dtype, strides, base),
         label=stored.label,
     )
 
@@ -237,10 +240,22 @@ def _copier(
 ) -> Callable[[memoryview], None]:
     def copy(memory: memoryview) -> None:
         flat = torch.frombuffer(memory, dtype=torch.uint8).view(dtype)
-        with torch.no_grad():
+        with filling(target):
             target.copy_(torch.as_strided(flat, tuple(target.shape), tuple(strides), base))
 
     return copy
+
+
+def filling(target: torch.Tensor) -> AbstractContextManager[None]:
+    """Let this thread write to a target: what the caller's thread may do is not known to torch on another one.
+
+    Args:
+        target: The tensor to be written to.
+
+    Returns:
+        A context to write in.
+    """
+    return torch.inference_mode() if target.is_inference() else torch.no_grad()
 
 
 def _lands_directly(stored: StoredTensor, target: torch.Tensor) -> bool:
@@ -265,8 +280,8 @@ def _check_bounds(stored: StoredTensor, offsets: Sequence[int], target: torch.Te
         for offset, length, size in zip(offsets, target.shape, stored.shape, strict=False)
     )
     strides = stored.strides if stored.strides is not None else _row_major(stored.shape)
-    fits = len(strides) == len(stored.shape)
-    if fits and stored.shape and math.prod(stored.shape):
+    fits = len(strides) == len(stored.shape) and stored.nbytes % stored.dtype.itemsize == 0
+    if fits and 0 not in stored.shape:
         last = sum((size - 1) * stride for size, stride in zip(stored.shape, strides, strict=True))
         fits = (last + 1) * stored.dtype.itemsize <= stored.nbytes
     if not inside or not fits:
