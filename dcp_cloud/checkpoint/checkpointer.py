@@ -1,7 +1,7 @@
 """torch's ``_Checkpointer`` with a ``save`` that works.
 
 torch's own ``save`` passes ``coordinator_rank`` to a function that does not take it, and so raises ``TypeError`` (seen
-in torch 2.13 and 2.14). Its other methods work with this package's classes as they are.
+in torch 2.6, 2.13, 2.14 and 2.15). Its other methods work with this package's classes as they are.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class CloudCheckpointer(_Checkpointer):
     ``coordinator_rank`` (0 only), ``no_dist``, ``load_planner``, ``save_planner``.
 
     Raises:
-        ConfigError: ``coordinator_rank`` is not 0; ``dcp.save`` knows no other.
+        ConfigError: ``coordinator_rank`` is not 0; ``dcp.save`` knows no other. Or ``no_dist=True`` with torch 2.6.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - torch's own arguments
@@ -35,6 +35,14 @@ class CloudCheckpointer(_Checkpointer):
                 cause="dcp.save always coordinates on rank 0 of the process group",
                 hint="pass a process group whose first rank is the one you want",
             )
+        if self.no_dist and "no_dist" not in inspect.signature(save).parameters:
+            raise ConfigError(
+                "no_dist=True is not possible with this version of torch",
+                cause="dcp.save and dcp.load take it from torch 2.7 on",
+                hint="update torch; without a process group it is not needed",
+            )
+        # Passed on only where it says something: a version that does not know it is served too.
+        self._options = {"no_dist": True} if self.no_dist else {}
 
     def save(self, state_dict: dict[str, Any]) -> Metadata:
         """Save to where the writer is.
@@ -53,7 +61,7 @@ class CloudCheckpointer(_Checkpointer):
             storage_writer=self.storage_writer,
             planner=self.save_planner,
             process_group=self.process_group,
-            **_supported(save, no_dist=self.no_dist),
+            **self._options,
         )
         return metadata
 
@@ -71,11 +79,5 @@ class CloudCheckpointer(_Checkpointer):
             storage_reader=self.storage_reader,
             planner=self.load_planner,
             process_group=self.process_group,
-            **_supported(load, no_dist=self.no_dist),
+            **self._options,
         )
-
-
-def _supported(function: Any, **options: Any) -> dict[str, Any]:  # noqa: ANN401 - passed through
-    """Keep the options that this version of torch knows; ``no_dist`` came with 2.7."""
-    known = inspect.signature(function).parameters
-    return {name: value for name, value in options.items() if name in known}

@@ -103,6 +103,7 @@ class Names:
         made: list[Any] = []
         self._made.append((real, made))
         own_setstate = getattr(real, "__setstate__", None)
+        known = len(dataclasses.fields(real))
         required = frozenset(
             field.name
             for field in dataclasses.fields(real)
@@ -116,9 +117,10 @@ class Names:
             made.append(self)
 
         def delegate(self: Any, state: Any) -> None:  # noqa: ANN401
-            if not isinstance(state, (dict, tuple)) or len(state) > _MAX_FIELDS:
+            if type(state) is not tuple or len(state) > _MAX_FIELDS:
                 raise TypeError(f"a {real.__name__} has other fields")
-            own_setstate(self, state)  # type: ignore[misc]  # only used where there is one
+            # A newer torch may have put values at the end (2.15: strides); an older one takes just those it knows.
+            own_setstate(self, state[:known])  # type: ignore[misc]  # only used where there is one
             made.append(self)
 
         def new(cls: type, *_: Any) -> Any:  # noqa: ANN401

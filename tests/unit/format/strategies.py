@@ -1,9 +1,15 @@
-"""Arbitrary tensors: every dtype that torch saves, any shape, any order of dimensions, whole or part of a storage."""
+"""Arbitrary tensors: every dtype that torch saves, any shape, any order of dimensions, whole or part of a storage.
+
+And the settings of ``torch.save`` that change what it writes.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
 
+import pytest
 import torch
 from hypothesis import strategies as st
 
@@ -61,3 +67,22 @@ def as_torch_saves(tensor: torch.Tensor) -> bytes:
     buffer = io.BytesIO()
     torch.save(tensor, buffer)
     return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def storage_alignment(nbytes: int) -> Iterator[None]:
+    """Let torch.save align storages to this."""
+    config = pytest.importorskip("torch.utils.serialization.config", reason="torch 2.6 has one alignment only")
+    with config.patch("save.storage_alignment", nbytes):
+        yield
+
+
+@contextlib.contextmanager
+def no_checksums() -> Iterator[None]:
+    """Let torch.save store no checksums, and not read the data for them."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)

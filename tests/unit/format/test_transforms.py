@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 from typing import IO
 
@@ -9,7 +10,6 @@ import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.distributed.checkpoint._extension import ExtensionRegistry, StreamTransformExtension, ZStandard
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from dcp_cloud.errors import CheckpointError, CorruptCheckpointError, UnsupportedFormatError
@@ -17,6 +17,10 @@ from dcp_cloud.format.items import load_item
 from dcp_cloud.format.metadata import dump_metadata, load_metadata
 from dcp_cloud.format.transforms import transform_bytes, undo_transforms
 from tests.unit.format.strategies import as_torch_saves
+
+extension = pytest.importorskip("torch.distributed.checkpoint._extension", reason="torch 2.6 has no transforms")
+ExtensionRegistry, StreamTransformExtension = extension.ExtensionRegistry, extension.StreamTransformExtension
+ZStandard = extension.ZStandard
 
 
 class _Mask(io.RawIOBase):
@@ -143,6 +147,14 @@ def test_unknown_extensions_are_named(descriptor: str) -> None:
     with pytest.raises(UnsupportedFormatError, match="registry") as caught:
         undo(b"", [descriptor])
     assert repr(descriptor) in str(caught.value)
+
+
+def test_a_torch_without_extensions_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.6 has no extensions; an item that was stored with one is a typed error there."""
+    monkeypatch.setitem(sys.modules, "torch.distributed.checkpoint._extension", None)
+    monkeypatch.delattr(dcp, "_extension")
+    with pytest.raises(UnsupportedFormatError, match=r"stream\.zstd"):
+        undo_transforms(b"", ["stream.zstd/1"], limit_nbytes=10, key="k")
 
 
 def test_without_a_registry_torch_s_own_is_used() -> None:
