@@ -16,11 +16,11 @@ import torch
 from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
 from torch.distributed.tensor import DTensor
 
+from dcp_cloud.checkpoint.staging import Kept, TensorSource, open_tensor
 from dcp_cloud.crc32 import crc32
 from dcp_cloud.errors import CheckpointError, UnsupportedFormatError
 from dcp_cloud.format.archive import TensorRecord
-from dcp_cloud.format.layout import BLOCK_BYTES, RawData, StoredItem
-from dcp_cloud.format.tensors import PreparedTensor, prepare_tensor
+from dcp_cloud.format.layout import RawData, StoredItem
 from dcp_cloud.format.transforms import transform_bytes
 from dcp_cloud.transfer.budget import ByteBudget
 from dcp_cloud.transfer.span import Span, crc32_of
@@ -70,10 +70,19 @@ class ItemEncoder:
     Args:
         planner: Gives the tensors and bytes.
         extensions: torch's stream transforms, in the order they are applied.
-        budget: Bounds copies that are not the caller's memory.
+        budget: Bounds what is made in memory to be sent.
+        is_on_host: Whether a tensor's memory can be sent as it is; for tests that have no accelerator.
     """
 
-    def __init__(self, planner: SavePlanner, extensions: Sequence[Any], budget: ByteBudget) -> None:
+    def __init__(
+        self,
+        planner: SavePlanner,
+        extensions: Sequence[Any],
+        budget: ByteBudget,
+        *,
+        is_on_host: Callable[[torch.Tensor], bool] = lambda tensor: tensor.device.type == "cpu",
+    ) -> None:
+        self._is_on_host = is_on_host
         self._planner = planner
         self._extensions = extensions
         self._budget = budget
@@ -106,39 +115,24 @@ class ItemEncoder:
                 cause="it has no data" if data.device.type == "meta" else f"its layout is {data.layout}",
                 hint="materialise it first" if data.device.type == "meta" else "save its indices and values instead",
             )
-        prepared = None if self._extensions else self._prepare(data, upload)
-        if prepared is None:
+        source = None if self._extensions else open_tensor(data, is_on_host=self._is_on_host)
+        if source is None:
             return self._append_saved(item, upload, data)
-        return self._append_tensor(item, upload, prepared, is_as_planned=_is_as_planned(item, data))
-
-    def _prepare(self, tensor: torch.Tensor, upload: ObjectUpload) -> PreparedTensor | None:
-        needs_copy = tensor.device.type != "cpu" or not tensor.is_contiguous()
-        if needs_copy:
-            self._budget.acquire(tensor.nbytes, own_bytes=upload.open_bytes)
-        prepared = prepare_tensor(tensor)
-        if needs_copy:
-            self._budget.release(tensor.nbytes)
-        if prepared is not None and prepared.owns_copy:
-            self._budget.acquire(prepared.memory.nbytes, own_bytes=upload.open_bytes)
-        return prepared
+        is_as_planned = _is_as_planned(item, data)
+        if source.record.raw_nbytes <= _JOIN_BYTES:
+            return self._append_small(item, upload, source, is_as_planned=is_as_planned)
+        return self._append_tensor(item, upload, source, is_as_planned=is_as_planned)
 
     def _append_tensor(
-        self, item: WriteItem, upload: ObjectUpload, prepared: PreparedTensor, *, is_as_planned: bool
+        self, item: WriteItem, upload: ObjectUpload, source: TensorSource, *, is_as_planned: bool
     ) -> EncodedItem:
-        record = prepared.record
+        record = source.record
         start = upload.size_bytes
-        on_sent = self._budget.release if prepared.owns_copy else None
-        memory = prepared.memory
-        if memory.nbytes <= _JOIN_BYTES:
-            return self._append_small(item, upload, prepared, is_as_planned=is_as_planned)
-        blocks = [
-            Span.of(memory[offset : offset + BLOCK_BYTES], on_sent=on_sent)
-            for offset in range(0, memory.nbytes, BLOCK_BYTES)
-        ]
-        trailer = Span(record.trailer_nbytes, _once(lambda: record.trailer(crc32_of(blocks))))
+        blocks = source.blocks()
+        trailer = Span(record.trailer_nbytes, Kept(lambda: memoryview(record.trailer(crc32_of(blocks)))))
         for span in (Span.of(record.header), *blocks, trailer):
             upload.append(span)
-        size_bytes, raw_bytes = upload.size_bytes - start, memory.nbytes
+        size_bytes = upload.size_bytes - start
 
         def describe() -> StoredItem:  # must not hold the memory: the item is long sent when this is called
             crcs = tuple(block.crc32() for block in blocks)
@@ -146,21 +140,20 @@ class ItemEncoder:
                 key=upload.key,
                 offset=start,
                 size_bytes=size_bytes,
-                raw=_raw_data(record, start, raw_bytes, crc32_of(blocks), crcs) if is_as_planned else None,
+                raw=_raw_data(record, start, crc32_of(blocks), crcs) if is_as_planned else None,
             )
 
         return EncodedItem(item=item, size_bytes=size_bytes, describe=describe)
 
     def _append_small(
-        self, item: WriteItem, upload: ObjectUpload, prepared: PreparedTensor, *, is_as_planned: bool
+        self, item: WriteItem, upload: ObjectUpload, source: TensorSource, *, is_as_planned: bool
     ) -> EncodedItem:
         """Append a tensor so short that copying it is cheaper than keeping account of its pieces."""
-        record, start = prepared.record, upload.size_bytes
-        crc = crc32(prepared.memory)
-        upload.append(Span.of(b"".join((record.header, prepared.memory, record.trailer(crc)))))
-        if prepared.owns_copy:
-            self._budget.release(prepared.memory.nbytes)
-        raw = _raw_data(record, start, prepared.memory.nbytes, crc, ()) if is_as_planned else None
+        record, start = source.record, upload.size_bytes
+        memory = source.load(0, record.raw_nbytes)
+        crc = crc32(memory)
+        upload.append(Span.of(b"".join((record.header, memory, record.trailer(crc)))))
+        raw = _raw_data(record, start, crc, ()) if is_as_planned else None
         stored = StoredItem(key=upload.key, offset=start, size_bytes=upload.size_bytes - start, raw=raw)
         return EncodedItem(item=item, size_bytes=stored.size_bytes, describe=lambda: stored)
 
@@ -218,30 +211,17 @@ def _is_as_planned(item: WriteItem, tensor: torch.Tensor) -> bool:
     )
 
 
-def _raw_data(
-    record: TensorRecord, start: int, size_bytes: int, crc32: int, block_crc32: tuple[int, ...]
-) -> RawData | None:
+def _raw_data(record: TensorRecord, start: int, crc32: int, block_crc32: tuple[int, ...]) -> RawData | None:
     """Describe the bare bytes; None where they are not the values themselves."""
     if not record.is_plain:
         return None
     return RawData(
         offset=start + len(record.header),
-        size_bytes=size_bytes,
+        size_bytes=record.raw_nbytes,
         strides=record.strides,
         crc32=crc32,
         block_crc32=block_crc32 if len(block_crc32) > 1 else (),
     )
-
-
-def _once(make: Callable[[], bytes]) -> Callable[[], memoryview]:
-    made: list[memoryview] = []
-
-    def load() -> memoryview:
-        if not made:
-            made.append(memoryview(make()))
-        return made[0]
-
-    return load
 
 
 def _surprise(item: WriteItem, data: object, expected: str) -> CheckpointError:

@@ -84,6 +84,18 @@ def prepare_tensor(tensor: torch.Tensor) -> PreparedTensor | None:
     return PreparedTensor(record=record, memory=_storage_bytes(ready), owns_copy=not own)
 
 
+def is_run_of_memory(tensor: torch.Tensor) -> bool:
+    """Tell whether :func:`prepare_tensor` needs no copy: the values are one run of bytes in the order they are stored.
+
+    Args:
+        tensor: A plain strided tensor whose memory this process can read.
+
+    Returns:
+        True for a tensor that fills its storage, and for a row-major view of a larger one.
+    """
+    return _is_whole(tensor) or _is_run(tensor)
+
+
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """Give the memory of a tensor as writable bytes, for a download to land in.
 

@@ -66,9 +66,10 @@ class Uploader:
         self._config = config
         self._hook = hook
         self._phase: Phase = phase
-        # A part under way may hold a staged copy, so concurrency is a matter of memory too.
-        threads = max(1, min(config.max_concurrency, config.max_inflight_bytes // config.part_size_bytes))
-        self.budget = ByteBudget(config.max_inflight_bytes)
+        # A part under way may hold staged copies, as long as itself; the other half is for what waits to be sent.
+        threads = max(1, min(config.max_concurrency, config.max_inflight_bytes // 2 // config.part_size_bytes))
+        staged_bytes = threads * config.part_size_bytes
+        self.budget = ByteBudget(max(config.max_inflight_bytes - staged_bytes, config.max_inflight_bytes // 2))
         # What a failed part holds is never released, so whoever waits for memory has to be woken.
         self.pool = WorkerPool(threads, queue_limit=threads, name="dcp_cloud-upload", on_cancel=self.budget.close)
         retrier = Retrier(config=config.retry, hook=hook, cancelled=self.pool.cancelled, pace=Pace(threads))

@@ -136,12 +136,12 @@ class _CountInFlight(StoreWrapper):
 
 
 @pytest.mark.parametrize(
-    ("concurrency", "inflight", "expected"), [(3, 1 << 20, 3), (8, 64, 4), (8, 16, 1), (8, 1, 1), (1, 1 << 20, 1)]
+    ("concurrency", "inflight", "expected"), [(3, 1 << 20, 3), (8, 128, 4), (8, 32, 1), (8, 1, 1), (1, 1 << 20, 1)]
 )
 def test_no_more_parts_are_under_way_than_concurrency_and_memory_allow(
     concurrency: int, inflight: int, expected: int
 ) -> None:
-    """As many parts as are allowed are sent at once, and not one more."""
+    """As many parts as are allowed are sent at once, and not one more; they may take half of the memory."""
     store = _CountInFlight(memory_store(), expected)
     with Uploader(store, config(part=16, concurrency=concurrency, inflight=inflight)) as uploader:
         send(uploader, "k", [Span.of(random_bytes(16 * 20))])
