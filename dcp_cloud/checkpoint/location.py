@@ -46,9 +46,7 @@ class Location:
         self._config = config
         self._schemes = schemes
         self._given = store
-        self._bucket: ObjectStore | None = None
-        self.uri = StoreURI.parse(uri)
-        self._enter()
+        self._enter(StoreURI.parse(uri), None)
 
     def move(self, uri: URILike) -> None:
         """Go to another place.
@@ -71,29 +69,30 @@ class Location:
                 cause=f"it is rooted at {self.uri.root}",
                 hint="pass store= a function of the URI, or make a new writer or reader",
             )
-        if not (_same_bucket(target, self.uri) and dict(target.options) == dict(self.uri.options)):
-            self._bucket = None
-        self.uri = target
-        self._enter()
+        bucket = self._bucket if _same_place(target, self.uri) else None
+        self._enter(target, bucket)
 
-    def _enter(self) -> None:
-        if self._schemes is not None and self.uri.scheme not in self._schemes:
+    def _enter(self, uri: StoreURI, bucket: ObjectStore | None) -> None:
+        """Go to a place, or stay where this is if there is anything wrong with it."""
+        if self._schemes is not None and uri.scheme not in self._schemes:
             raise ConfigError(
                 f"this class works on {' and '.join(sorted(self._schemes))}:// only",
-                key=self.uri.root,
+                key=uri.root,
                 hint="use CloudStorageWriter and CloudStorageReader, which take any scheme",
             )
-        self.transfer = merge_options(self._argument, TransferConfig, self.uri.options)
-        self.store = self._open()
-
-    def _open(self) -> ObjectStore:
+        transfer = merge_options(self._argument, TransferConfig, uri.options)
         if self._given is not None:
-            return self._given(self.uri) if callable(self._given) else self._given
-        if self.uri.scheme == "file":
-            return open_store(self.uri, config=self._config)
-        if self._bucket is None:
-            self._bucket = open_bucket(self.uri, config=self._config)
-        return PrefixStore(self._bucket, self.uri.prefix) if self.uri.prefix else self._bucket
+            store = self._given(uri) if callable(self._given) else self._given
+        elif uri.scheme == "file":
+            store = open_store(uri, config=self._config)
+        else:
+            bucket = open_bucket(uri, config=self._config) if bucket is None else bucket
+            store = PrefixStore(bucket, uri.prefix) if uri.prefix else bucket
+        self.uri, self.transfer, self.store, self._bucket = uri, transfer, store, bucket
+
+
+def _same_place(a: StoreURI, b: StoreURI) -> bool:
+    return _same_bucket(a, b) and dict(a.options) == dict(b.options)
 
 
 def _same_bucket(a: StoreURI, b: StoreURI) -> bool:

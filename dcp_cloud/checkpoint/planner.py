@@ -16,8 +16,8 @@ _SHOWN = 5
 class CloudLoadPlanner(DefaultLoadPlanner):
     """torch's default load planner with a better answer to a state dict that does not fit.
 
-    torch stops at the first difference with a ``RuntimeError`` or ``ValueError``. This planner compares all names and
-    shapes first and raises one :class:`~dcp_cloud.errors.StateDictMismatchError` that lists them, with the names in the
+    torch stops at the first difference with a ``RuntimeError`` or ``ValueError``. This planner then compares all names
+    and shapes and raises one :class:`~dcp_cloud.errors.StateDictMismatchError` that lists them, with the names in the
     checkpoint that are nearest to the missing ones.
     """
 
@@ -30,34 +30,46 @@ class CloudLoadPlanner(DefaultLoadPlanner):
         Raises:
             StateDictMismatchError: Names are missing in the checkpoint, or shapes differ.
         """
-        problems = [*self._missing(), *self._reshaped()]
-        if problems:
-            shown = "; ".join(problems[:_SHOWN])
-            more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        try:
+            # First of all, since torch recognises the names of old checkpoints by itself.
+            return super().create_local_plan()
+        except (RuntimeError, ValueError) as error:
+            missing, reshaped = self._missing(), self._reshaped()
+            if not (missing or reshaped):
+                raise
+            problems = [self._describe_missing(fqn) for fqn in missing[:_SHOWN]] + reshaped
+            more = len(missing) + len(reshaped) - _SHOWN
             raise StateDictMismatchError(
-                f"{len(problems)} of {len(self.state_dict)} entries of the state dict do not fit the checkpoint",
-                cause=shown + more,
+                f"{len(missing) + len(reshaped)} of {len(self.state_dict)} entries of the state dict do not fit the "
+                "checkpoint",
+                cause="; ".join(problems[:_SHOWN]) + (f"; and {more} more" if more > 0 else ""),
                 hint="'dcp-cloud inspect' shows what the checkpoint holds; allow_partial_load=True skips missing names",
-            )
-        return super().create_local_plan()
+            ) from error
 
     def _missing(self) -> list[str]:
         assert self.metadata is not None  # noqa: S101 - torch sets the planner up first
         if getattr(self, "allow_partial_load", False):
             return []
-        known = self.metadata.state_dict_metadata
-        problems = []
-        for fqn in self.state_dict:
-            if fqn not in known:
-                near = difflib.get_close_matches(fqn, known, n=1)
-                problems.append(f"{fqn!r} is not in the checkpoint" + (f" (but {near[0]!r} is)" if near else ""))
-        return problems
+        return [fqn for fqn in self.state_dict if fqn not in self.metadata.state_dict_metadata]
+
+    def _describe_missing(self, fqn: str) -> str:
+        assert self.metadata is not None  # noqa: S101 - torch sets the planner up first
+        near = difflib.get_close_matches(fqn, self.metadata.state_dict_metadata, n=1)
+        return f"{fqn!r} is not in the checkpoint" + (f" (but {near[0]!r} is)" if near else "")
 
     def _reshaped(self) -> list[str]:
         assert self.metadata is not None  # noqa: S101 - torch sets the planner up first
         problems = []
         for fqn, value in self.state_dict.items():
-            entry, size = self.metadata.state_dict_metadata.get(fqn), getattr(value, "size", None)
-            if isinstance(entry, TensorStorageMetadata) and callable(size) and tuple(entry.size) != tuple(size()):
-                problems.append(f"{fqn!r} is {list(entry.size)} in the checkpoint and {list(size())} here")
+            entry, size = self.metadata.state_dict_metadata.get(fqn), _size(value)
+            if isinstance(entry, TensorStorageMetadata) and size is not None and tuple(entry.size) != size:
+                problems.append(f"{fqn!r} is {list(entry.size)} in the checkpoint and {list(size)} here")
         return problems
+
+
+def _size(value: object) -> tuple[int, ...] | None:
+    """Give the size to compare: of a part that stands for a larger tensor (torch 2.14) that of the larger one."""
+    whole, size = getattr(value, "global_shape", None), getattr(value, "size", None)
+    if whole is None and callable(size):
+        whole = size()
+    return None if whole is None else tuple(whole)

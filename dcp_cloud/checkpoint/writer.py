@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import threading
 import time
 import uuid
 from collections.abc import Collection, Sequence
@@ -32,7 +33,14 @@ from dcp_cloud.checkpoint.fetch import read_object
 from dcp_cloud.checkpoint.location import Location, StoreLike, URILike, is_checkpoint_uri
 from dcp_cloud.checkpoint.summary import SummaryCollector, TransferSummary
 from dcp_cloud.config import TransferConfig
-from dcp_cloud.errors import DcpCloudError, IncompleteCheckpointError, RetriesExhaustedError
+from dcp_cloud.errors import (
+    CheckpointExistsError,
+    CommitConflictError,
+    ConfigError,
+    DcpCloudError,
+    IncompleteCheckpointError,
+    UnsupportedFormatError,
+)
 from dcp_cloud.format.layout import data_key, to_storage_info
 from dcp_cloud.format.metadata import dump_metadata
 from dcp_cloud.transfer.events import EventHook, PhaseDone, Planned, ignore_event
@@ -45,12 +53,17 @@ logger = logging.getLogger(__name__)
 # What torch's own writer puts into Metadata.version (torch/distributed/checkpoint/filesystem.py).
 _DCP_VERSION = "1.0.0"
 
+# After these nothing of the save was committed for certain. Any other error of a commit, a refusal of its second try
+# included, may hide that the first try took effect; then deleting the data would destroy the only checkpoint.
+_NOT_COMMITTED = (IncompleteCheckpointError, UnsupportedFormatError, CommitConflictError, CheckpointExistsError)
+
 
 @dataclass(slots=True)
 class _Save:
     """The save under way."""
 
     save_id: str
+    thread: int = 0
     has_begun: bool = False
     has_ended: bool = False
     rank: int = 0
@@ -122,7 +135,7 @@ class CloudStorageWriter(StorageWriter):
         """
         if checkpoint_id:
             self._location.move(checkpoint_id)
-        self._save = _Save(_new_id())
+        self._save = _Save(_new_id(), thread=threading.get_ident())
 
     def storage_meta(self) -> StorageMeta | None:
         """Name this save, for planners; the same goes into ``.metadata``."""
@@ -145,6 +158,7 @@ class CloudStorageWriter(StorageWriter):
         if self._save.has_begun:
             self._save = _Save(_new_id())
         save = self._save
+        save.thread = threading.get_ident()
         save.has_begun = True
         save.use_collectives = bool(kwargs.get("use_collectives", True))
         save.rank = _rank(kwargs.get("rank"))
@@ -173,7 +187,7 @@ class CloudStorageWriter(StorageWriter):
         Raises:
             DcpCloudError: Something could not be stored; then nothing of this rank's is left in the store.
         """
-        save = self._save
+        save = self._own_save()
         collector = SummaryCollector("save", self.checkpoint_id, self._hook)
         collector(Planned(phase="save", size_bytes=sum(map(estimate_bytes, plan.items)), items=len(plan.items)))
         error: BaseException | None = None
@@ -210,17 +224,15 @@ class CloudStorageWriter(StorageWriter):
             CommitConflictError: Another job committed here since this save began.
             CheckpointExistsError: The same, with ``overwrite=False``.
         """
-        save, store = self._save, self._retrying()
+        save, store = self._own_save(), self._retrying()
         began_s = time.monotonic()
         error: BaseException | None = None
         try:
             self._commit(metadata, results, save, store)
-        except RetriesExhaustedError as caught:
+        except BaseException as caught:
             error = caught
-            raise  # the commit may have taken effect, so the data must stay
-        except DcpCloudError as caught:
-            error = caught
-            self._discard(results, store)
+            if isinstance(caught, _NOT_COMMITTED):
+                self._discard(results, store)
             raise
         finally:
             save.has_ended = True
@@ -231,6 +243,16 @@ class CloudStorageWriter(StorageWriter):
     def close(self) -> None:
         """Release connections; the writer may be used again."""
         self._location.store.close()
+
+    def _own_save(self) -> _Save:
+        """Give the save that this thread has set up; an overlapping one has moved the writer to another place."""
+        if self._save.thread not in (0, threading.get_ident()):
+            raise ConfigError(
+                "another save has begun with the same writer, so this one was given up",
+                key=self.checkpoint_id,
+                hint="wait for the future of one async_save before the next one, or use a writer for each",
+            )
+        return self._save
 
     def _write_items(self, plan: SavePlan, planner: SavePlanner, save: _Save, hook: EventHook) -> list[WriteResult]:
         encoded: list[EncodedItem] = []
