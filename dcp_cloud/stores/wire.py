@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from dcp_cloud.errors import ConfigError, TransientError
 from dcp_cloud.stores.base import Buffers
@@ -188,6 +188,7 @@ class Wire:
         # Only single deque and dict operations touch the pool, which are atomic: a lock held by another thread during
         # a fork would stay locked in the child for ever.
         self._idle: dict[Route, deque[Connection]] = {}
+        self._routes: dict[tuple[str, str], Route] = {}
         self._pid = os.getpid()
         self._tls: ssl.SSLContext | None = None
         weakref.finalize(self, _close_all, self._idle)
@@ -226,7 +227,7 @@ class Wire:
         """
         request = Outgoing(method, urlsplit(url), list(headers), body, key)
         with failed_request(f"{method} to {request.url.hostname} failed", key):
-            route = find_route(request.url, proxy_url=self.config.proxy_url)
+            route = self._route(request.url)
             connection = self._pooled(route)
             if connection is not None:
                 try:
@@ -248,6 +249,13 @@ class Wire:
             connection.close()
         else:
             idle.append(connection)
+
+    def _route(self, url: SplitResult) -> Route:
+        """Look a route up once for each host: the environment is slow to read, and the SDKs read it once too."""
+        known = (url.scheme, url.netloc)
+        if known not in self._routes:
+            self._routes[known] = find_route(url, proxy_url=self.config.proxy_url)
+        return self._routes[known]
 
     def _pooled(self, route: Route) -> Connection | None:
         if self._pid != os.getpid():
