@@ -32,8 +32,7 @@ def main(uri: str) -> None:
                 f"{uri}/step-{step}", transfer=TransferConfig(part_size_bytes=5 << 20), on_event=show
             )
             pending = dcp.async_save({"model": model.state_dict()}, storage_writer=writer)
-    pending.result()
-    print("both checkpoints are committed")
+    pending.result()  # now the last one is committed too
 
 
 if __name__ == "__main__":
