@@ -18,6 +18,7 @@ from dcp_cloud.crc32 import crc32
 from dcp_cloud.errors import ConfigError, CorruptCheckpointError
 from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.transfer.budget import ByteBudget
+from dcp_cloud.transfer.deadline import Deadlines
 from dcp_cloud.transfer.events import EventHook, Phase, Progressed, ignore_event
 from dcp_cloud.transfer.hedge import Hedger
 from dcp_cloud.transfer.pace import Pace
@@ -149,10 +150,15 @@ class _Run:
         self._threads = max(1, min(config.max_concurrency, config.max_inflight_bytes // config.part_size_bytes))
         self._pool = WorkerPool(self._threads, queue_limit=2 * self._threads, name="dcp_cloud-download")
         self._budget = ByteBudget(config.max_inflight_bytes)
-        pace = Pace(self._threads)
-        self._store = RetryingStore(
-            store, Retrier(config=config.retry, hook=hook, cancelled=self._pool.cancelled, pace=pace)
+        self._deadlines = Deadlines()
+        retrier = Retrier(
+            config=config.retry,
+            hook=hook,
+            cancelled=self._pool.cancelled,
+            pace=Pace(self._threads),
+            deadlines=self._deadlines,
         )
+        self._store = RetryingStore(store, retrier)
         self._hedger = Hedger()
         self._progress = [_Progress(target.memory, target.nbytes) for target in targets]
         self._finished: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -167,7 +173,7 @@ class _Run:
         )
         feeder = threading.Thread(target=self._feed, args=(fetches,), name="dcp_cloud-download-feed", daemon=True)
         try:
-            with self._hedger, self._pool:
+            with self._deadlines, self._hedger, self._pool:
                 feeder.start()
                 for _ in self._targets:
                     index = self._finished.get()

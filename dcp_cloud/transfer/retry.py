@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from dcp_cloud.config import RetryConfig
 from dcp_cloud.errors import RetriesExhaustedError, TransferCancelledError, TransientError
-from dcp_cloud.stores.cancel import current_scope
+from dcp_cloud.stores.cancel import CancelScope, current_scope
+from dcp_cloud.transfer.deadline import Deadlines, allowed_s
 from dcp_cloud.transfer.events import EventHook, RequestDone, ignore_event
 from dcp_cloud.transfer.pace import Pace
 
@@ -32,6 +33,7 @@ class Retrier:
         hook: Told of every try.
         cancelled: Ends a pause at once when set.
         pace: Bounds how many requests that move bytes are in flight; None for no bound.
+        deadlines: Breaks off requests that move bytes too slowly; None to let them trickle.
         clock: Monotonic time in seconds.
         draw: Random number in ``[0, 1)``.
     """
@@ -40,6 +42,7 @@ class Retrier:
     hook: EventHook = ignore_event
     cancelled: threading.Event = field(default_factory=threading.Event)
     pace: Pace | None = None
+    deadlines: Deadlines | None = None
     clock: Callable[[], float] = time.monotonic
     draw: Callable[[], float] = random.random
 
@@ -83,20 +86,29 @@ class Retrier:
         scope = current_scope()
         if scope is not None and scope.is_cancelled:
             raise _given_up(verb, key)
-        paced = self.pace if size_bytes else None
-        if paced is not None:
-            paced.acquire()
+        if not size_bytes:
+            return request()
+        own, limit_s = CancelScope(scope), allowed_s(size_bytes)
+        if self.pace is not None:
+            self.pace.acquire()
         failure: BaseException | None = None
         try:
-            return request()
+            if self.deadlines is not None:
+                self.deadlines.watch(own, limit_s)
+            with own:
+                return request()
         except BaseException as error:
             failure = error
-            if isinstance(error, TransientError) and scope is not None and scope.is_cancelled:
+            if not isinstance(error, TransientError):
+                raise
+            if scope is not None and scope.is_cancelled:
                 raise _given_up(verb, key) from error
+            if own.is_cancelled:
+                raise TransientError(f"{verb} took longer than {limit_s:.0f} s", key=key, cause=error) from error
             raise
         finally:
-            if paced is not None:
-                paced.release(size_bytes, failure)
+            if self.pace is not None:
+                self.pace.release(size_bytes, failure)
 
     def _pause_s(self, error: Exception, attempt: int, *, elapsed_s: float) -> float | None:
         if not isinstance(error, TransientError) or attempt >= self.config.max_attempts:

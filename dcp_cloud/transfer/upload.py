@@ -28,6 +28,7 @@ from dcp_cloud.config import TransferConfig
 from dcp_cloud.errors import ConfigError, describe
 from dcp_cloud.stores.base import MultipartUpload, ObjectStore, Part
 from dcp_cloud.transfer.budget import ByteBudget
+from dcp_cloud.transfer.deadline import Deadlines
 from dcp_cloud.transfer.events import EventHook, Phase, Progressed, ignore_event
 from dcp_cloud.transfer.hedge import Hedger
 from dcp_cloud.transfer.pace import Pace
@@ -72,7 +73,14 @@ class Uploader:
         self.budget = ByteBudget(max(config.max_inflight_bytes - staged_bytes, config.max_inflight_bytes // 2))
         # What a failed part holds is never released, so whoever waits for memory has to be woken.
         self.pool = WorkerPool(threads, queue_limit=threads, name="dcp_cloud-upload", on_cancel=self.budget.close)
-        retrier = Retrier(config=config.retry, hook=hook, cancelled=self.pool.cancelled, pace=Pace(threads))
+        self._deadlines = Deadlines()
+        retrier = Retrier(
+            config=config.retry,
+            hook=hook,
+            cancelled=self.pool.cancelled,
+            pace=Pace(threads),
+            deadlines=self._deadlines,
+        )
         self.store = RetryingStore(store, retrier)
         self.hedger = Hedger()
         self._uploads: list[ObjectUpload] = []
@@ -84,7 +92,7 @@ class Uploader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with self.hedger:
+            with self._deadlines, self.hedger:
                 self.pool.__exit__(kind, error, trace)
         except BaseException:  # an error that the pool still had to tell, or a Ctrl-C
             self._undo()
