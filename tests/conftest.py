@@ -19,6 +19,27 @@ hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, deran
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options for what would take too long every time."""
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
+    parser.addoption("--soak-s", type=float, default=5.0, help="seconds that each server is kept busy in tests/soak")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the markers."""
+    config.addinivalue_line("markers", "slow: takes minutes; runs with --slow only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave slow tests out, visibly, unless they are asked for."""
+    if config.getoption("--slow"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees credentials or configuration of the machine it runs on."""

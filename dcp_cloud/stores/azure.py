@@ -21,7 +21,7 @@ from dcp_cloud.errors import (
 from dcp_cloud.stores.azure_checksums import checksum_headers
 from dcp_cloud.stores.azure_client import AzureClient
 from dcp_cloud.stores.azure_config import AzureConfig
-from dcp_cloud.stores.azure_errors import from_answer, translated
+from dcp_cloud.stores.azure_errors import translated
 from dcp_cloud.stores.azure_transport import ship
 from dcp_cloud.stores.azure_upload import AzureUpload, find_uploads, new_upload_id
 from dcp_cloud.stores.base import (
@@ -49,8 +49,6 @@ _LIMITS = StoreLimits(
     max_put_bytes=5000 * _MIB,
     max_object_bytes=50_000 * 4000 * _MIB,
 )
-# Source: https://learn.microsoft.com/rest/api/storageservices/blob-batch
-_MAX_DELETED_KEYS = 256
 
 _CONTENT_RANGE = re.compile(r"^bytes (\d+)-(\d+)/(\d+)$")
 
@@ -147,11 +145,16 @@ class AzureStore:
         return upload
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete objects."""
+        """Delete objects, one by one; a transient failure leaves the rest to whoever repeats the call.
+
+        The SDK's batches start threads for each, and each of those can leave a file open (libuuid's clock.txt).
+        """
         failure: StoreError | None = None
-        for start in range(0, len(keys), _MAX_DELETED_KEYS):
+        for key in keys:
             try:
-                self._delete_batch(keys[start : start + _MAX_DELETED_KEYS])
+                self._delete(key)
+            except TransientError:
+                raise
             except StoreError as error:
                 failure = failure or error
         if failure is not None:
@@ -196,24 +199,14 @@ class AzureStore:
                 if found.name != start:
                     yield found
 
-    def _delete_batch(self, keys: Sequence[str]) -> None:
-        if len(keys) == 1:
-            try:
-                with self._translated("delete_blob", keys[0]):
-                    self.client.blob(keys[0]).delete_blob(**ship(keys[0]))
-            except BucketNotFoundError:
-                raise
-            except NotFoundError:
-                return
+    def _delete(self, key: str) -> None:
+        try:
+            with self._translated("delete_blob", key):
+                self.client.blob(key).delete_blob(**ship(key))
+        except BucketNotFoundError:
+            raise
+        except NotFoundError:
             return
-        with self._translated("delete_blobs", keys[0]):
-            answers = self.client.delete_batch(keys)
-        for key, answer in zip(keys, answers, strict=True):
-            if answer.status_code < 300:
-                continue
-            error = from_answer(answer.status_code, answer.headers, action=f"delete_blobs on {self.uri}", key=key)
-            if isinstance(error, BucketNotFoundError) or not isinstance(error, NotFoundError):
-                raise error
 
 
 @dataclass(slots=True)

@@ -6,16 +6,14 @@ import base64
 import hashlib
 import os
 import threading
-from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from azure.storage.blob import BlobServiceClient, ContainerClient, CustomerProvidedEncryptionKey, StandardBlobTier
 
 from dcp_cloud.errors import ConfigError, InvalidRequestError, MissingExtraError
 from dcp_cloud.stores.azure_config import AzureConfig
 from dcp_cloud.stores.azure_errors import translated
-from dcp_cloud.stores.azure_transport import WireTransport, ship
+from dcp_cloud.stores.azure_transport import WireTransport
 from dcp_cloud.stores.wire import Wire, WireConfig
 from dcp_cloud.uri import StoreURI
 
@@ -89,22 +87,6 @@ class AzureClient:
         if config.access_tier:
             arguments["standard_blob_tier"] = StandardBlobTier(config.access_tier)
         return arguments
-
-    def delete_batch(self, keys: Sequence[str]) -> list[Any]:
-        """Delete several blobs in one request.
-
-        Args:
-            keys: Up to 256 keys.
-
-        Returns:
-            The answer to each.
-        """
-        container: Any = self.container
-        path = urlsplit(container.url).path.rstrip("/")
-        # Where the account stands in the path, the SDK writes it into the parts of a batch on localhost only.
-        account = path.removesuffix(f"/{container.container_name}").strip("/")
-        prepend = {"url_prepend": account} if account else {}
-        return list(container.delete_blobs(*keys, raise_on_any_failure=False, **ship(keys[0]), **prepend))
 
     def close(self) -> None:
         """Close the resting connections; the next request connects anew."""
