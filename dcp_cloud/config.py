@@ -80,22 +80,31 @@ class TransferConfig:
         max_concurrency: Requests in flight at once, per save or load of one rank.
         max_inflight_bytes: Bound for all bytes that are not the caller's own memory, per save or load of one rank:
             staging copies of accelerator tensors, temporaries of converting loads, serialised objects.
-        max_gap_bytes: Largest stretch of unwanted bytes that a ranged read carries along to save a request.
+        max_gap_bytes: Largest stretch of unwanted bytes that a ranged read carries along to save a request. None: a
+            load takes what one connection brings in the time that a request needs for its first byte, as it saw when
+            it read ``.metadata``.
         retry: How long to believe that a failure will pass.
     """
 
     part_size_bytes: int = 16 * MIB
     max_concurrency: int = 16
     max_inflight_bytes: int = 512 * MIB
-    max_gap_bytes: int = 512 * KIB
+    max_gap_bytes: int | None = None
     retry: RetryConfig = RetryConfig()
 
     def __post_init__(self) -> None:
-        _require_whole(self, "part_size_bytes", "max_concurrency", "max_inflight_bytes", "max_gap_bytes")
+        _require_whole(self, "part_size_bytes", "max_concurrency", "max_inflight_bytes")
         _require(self.part_size_bytes >= 1, "part_size_bytes", self.part_size_bytes, "at least 1")
         _require(1 <= self.max_concurrency <= 1024, "max_concurrency", self.max_concurrency, "1 to 1024")
         _require(self.max_inflight_bytes >= 1, "max_inflight_bytes", self.max_inflight_bytes, "at least 1")
-        _require(self.max_gap_bytes >= 0, "max_gap_bytes", self.max_gap_bytes, "not negative")
+        if self.max_gap_bytes is not None:
+            _require_whole(self, "max_gap_bytes")
+            _require(self.max_gap_bytes >= 0, "max_gap_bytes", self.max_gap_bytes, "not negative")
+
+    @property
+    def gap_bytes(self) -> int:
+        """``max_gap_bytes``, or 512 KiB where nothing was set or measured."""
+        return 512 * KIB if self.max_gap_bytes is None else self.max_gap_bytes
 
 
 def parse_bytes(text: str) -> int:

@@ -18,7 +18,12 @@ _PIECE_BYTES = 8 * MIB
 
 
 def read_object(
-    store: ObjectStore, key: str, transfer: TransferConfig, *, hook: EventHook = ignore_event
+    store: ObjectStore,
+    key: str,
+    transfer: TransferConfig,
+    *,
+    known: tuple[memoryview, str] | None = None,
+    hook: EventHook = ignore_event,
 ) -> tuple[memoryview, str]:
     """Read an object that may be replaced meanwhile: all of one version, never a mixture.
 
@@ -26,6 +31,7 @@ def read_object(
         store: Store rooted at the checkpoint's prefix.
         key: Key of the object.
         transfer: Concurrency and retries.
+        known: What an earlier call returned; given back if the object is still that version.
         hook: Told of requests.
 
     Returns:
@@ -36,6 +42,9 @@ def read_object(
         CorruptCheckpointError: It is longer than any ``.metadata`` can be.
     """
     retrying = RetryingStore(store, Retrier(config=transfer.retry, hook=hook))
+
+    if known is not None and retrying.head(key).etag == known[1]:
+        return known
 
     def request() -> tuple[memoryview, str]:
         first = retrying.get(key, max_bytes=_FIRST_BYTES)

@@ -110,7 +110,7 @@ class PlanFiller:
         tensors = [(read, self._resolve(read.item)) for read in reads if not read.is_bytes]
         config = LandingConfig(
             tile_bytes=max(self._transfer.part_size_bytes // BLOCK_BYTES, 1) * BLOCK_BYTES,
-            max_gap_bytes=self._transfer.max_gap_bytes,
+            max_gap_bytes=self._transfer.gap_bytes,
             load_bytes=sum(tensor.nbytes for _, tensor in tensors),
         )
         for read, tensor in tensors:

@@ -163,12 +163,12 @@ class _Run:
         self._progress = [_Progress(target.memory, target.nbytes) for target in targets]
         self._finished: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         # Unwanted bytes between wanted ones land here; nobody reads it, so all threads may write it at once.
-        self._scratch = memoryview(bytearray(config.max_gap_bytes))
+        self._scratch = memoryview(bytearray(config.gap_bytes))
 
     def work(self) -> None:
         fetches = plan_fetches(
             [Extent(target.key, target.start, target.start + target.nbytes) for target in self._targets],
-            max_gap_bytes=self._config.max_gap_bytes,
+            max_gap_bytes=self._config.gap_bytes,
             max_fetch_bytes=self._fetch_bytes(),
         )
         feeder = threading.Thread(target=self._feed, args=(fetches,), name="dcp_cloud-download-feed", daemon=True)
