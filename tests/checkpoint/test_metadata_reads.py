@@ -45,7 +45,7 @@ def test_a_replaced_metadata_is_read_anew(place: Place) -> None:
 @pytest.mark.parametrize("place", ["memory"], indirect=True)
 @pytest.mark.parametrize(("max_gap_bytes", "requests"), [(None, 1), (0, 4), (2**20, 1)])
 def test_gaps_are_read_where_requests_cost_more(place: Place, max_gap_bytes: int | None, requests: int) -> None:
-    """Four small tensors with gaps of 200 kB: where a first byte takes 30 ms they are one request, unless told not to."""
+    """Four small tensors with gaps of 200 kB: where a first byte takes 30 ms they are one request."""
     uri = place()
     save({f"{kind}{i}": torch.ones(50_000 if kind == "gap" else 100) for i in range(4) for kind in ("a", "gap")}, uri)
     store = RecordingStore(LatencyStore(open_store(uri), first_byte_s=0.03))
