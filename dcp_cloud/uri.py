@@ -128,6 +128,21 @@ class StoreURI:
         """
         return self.at(f"{self.prefix.rstrip('/')}/{name}" if self.prefix else name)
 
+    def locate(self, key: str) -> StoreURI:
+        """Name an object that a store's error names.
+
+        A store that is rooted below a prefix names objects by their whole key, any other one by the key relative to
+        its root.
+
+        Args:
+            key: The key in the error.
+
+        Returns:
+            The URI of the object.
+        """
+        is_whole = self.scheme != "file" and bool(self.prefix) and key.startswith(f"{self.prefix}/")
+        return self.at(key) if is_whole else self.child(key)
+
     @property
     def root(self) -> str:
         """The URI without options: what may be shown, logged and stored."""
