@@ -151,7 +151,7 @@ def explain_absence(store: ObjectStore, *, uri: str, cause: NotFoundError) -> Dc
             "no checkpoint is committed here",
             key=uri,
             cause=f"{_count(len(below), 'checkpoint')} found below",
-            hint=f"use {below[-1].uri}, or list them: dcp-cloud ls {uri}",
+            hint=f"use {below[-1].uri}, or list them: dcp-cloud ls {uri} (with the options of your URI, if it has any)",
         )
     if here.objects:
         return IncompleteCheckpointError(

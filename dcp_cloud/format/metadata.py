@@ -82,7 +82,7 @@ def load_metadata(
             "the checkpoint's metadata wants to do more than describe a checkpoint",
             key=key,
             cause=str(error),
-            hint="if you trust it, allow the name with extra_allowed, or everything with unsafe=True",
+            hint="if you trust it, allow the name with allow_global, or everything with unsafe_metadata=True",
         ) from error
     except Exception as error:  # an unpickler fed with foreign bytes raises anything, MemoryError included
         raise CorruptCheckpointError(
