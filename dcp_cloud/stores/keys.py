@@ -8,6 +8,9 @@ from dcp_cloud.crc32 import crc32
 from dcp_cloud.errors import ChecksumMismatchError, InvalidRequestError, OutOfRangeError
 from dcp_cloud.stores.base import Buffers, Part
 
+OWN_PREFIX = ".dcp-cloud-"
+"""Names that a store keeps for itself; an unfinished upload of such a name is what a crash left of a write."""
+
 
 def below(prefix: str) -> str:
     """Turn a prefix of whole segments into the text that all keys below it start with."""

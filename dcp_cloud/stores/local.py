@@ -25,7 +25,7 @@ from dcp_cloud.stores.base import (
     PutCondition,
     StoreLimits,
 )
-from dcp_cloud.stores.keys import check_crc32, next_level, range_beyond_end, total_bytes
+from dcp_cloud.stores.keys import OWN_PREFIX, check_crc32, next_level, range_beyond_end, total_bytes
 from dcp_cloud.stores.local_files import (
     describe,
     etag_of,
@@ -37,10 +37,11 @@ from dcp_cloud.stores.local_files import (
     translated,
     write_fully,
 )
+from dcp_cloud.stores.local_leftover import LocalLeftover, find_leftover
 from dcp_cloud.stores.local_upload import UPLOAD_PREFIX, LocalUpload, create_upload, find_upload
 from dcp_cloud.uri import StoreURI
 
-_OWN_PREFIX = ".dcp-cloud-"
+_PUT_PREFIX = f"{OWN_PREFIX}put-"
 # How often a directory may vanish between its creation and the file's: a delete beside us removes empty ones.
 _DIRECTORY_TRIES = 10
 
@@ -143,7 +144,7 @@ class LocalStore:
     def list(self, prefix: str = "") -> Iterator[ObjectMeta]:
         """List all objects below a prefix."""
         for key, entry in self._walk(prefix):
-            if not entry.name.startswith(_OWN_PREFIX):
+            if not entry.name.startswith(OWN_PREFIX):
                 with suppress(FileNotFoundError):
                     yield describe(key, entry.stat(follow_symlinks=False))
 
@@ -151,13 +152,13 @@ class LocalStore:
         """List the names of the next level."""
         return next_level((meta.key for meta in self.list(prefix)), prefix)
 
-    def list_multiparts(self, prefix: str = "") -> Iterator[LocalUpload]:
-        """List unfinished uploads."""
+    def list_multiparts(self, prefix: str = "") -> Iterator[LocalUpload | LocalLeftover]:
+        """List unfinished uploads, and what crashes left of other writes."""
         for key, entry in self._walk(prefix):
-            if entry.name.startswith(UPLOAD_PREFIX):
-                upload = find_upload(entry.path, key.rpartition("/")[0])
-                if upload is not None:
-                    yield upload
+            if entry.name.startswith((UPLOAD_PREFIX, _PUT_PREFIX)):
+                found = find_upload(entry.path, key.rpartition("/")[0]) or find_leftover(entry.path, key)
+                if found is not None:
+                    yield found
 
     def close(self) -> None:
         """Do nothing: there are no connections."""
@@ -176,8 +177,8 @@ class LocalStore:
         segments = key.split("/")
         if any(segment in ("", ".", "..") or "\0" in segment for segment in segments):
             raise InvalidRequestError("this key cannot be a path", key=key, hint="use segments that are names")
-        if any(segment.startswith(_OWN_PREFIX) for segment in segments):
-            raise InvalidRequestError(f"names that begin with {_OWN_PREFIX} are the store's own", key=key)
+        if any(segment.startswith(OWN_PREFIX) for segment in segments):
+            raise InvalidRequestError(f"names that begin with {OWN_PREFIX} are the store's own", key=key)
         place = os.path.join(self.root, *segments)
         self._check_inside(place, key)
         return place
@@ -189,7 +190,7 @@ class LocalStore:
 
     def _create_beside(self, place: str) -> tuple[str, int]:
         directory = os.path.dirname(place)
-        temporary = os.path.join(directory, f"{_OWN_PREFIX}put-{uuid.uuid4().hex}")
+        temporary = os.path.join(directory, f"{_PUT_PREFIX}{uuid.uuid4().hex}")
         for _ in range(_DIRECTORY_TRIES):
             with suppress(FileNotFoundError):
                 make_directory(directory)
@@ -224,7 +225,7 @@ class LocalStore:
             for entry in entries:
                 key = f"{name}/{entry.name}" if name else entry.name
                 is_directory = entry.is_dir(follow_symlinks=False)
-                if is_directory and not entry.name.startswith(_OWN_PREFIX):
+                if is_directory and not entry.name.startswith(OWN_PREFIX):
                     waiting.append((entry.path, key))
                 elif is_directory or entry.is_file(follow_symlinks=False):
                     yield key, entry

@@ -18,10 +18,10 @@ from datetime import datetime, timezone
 
 from dcp_cloud.errors import InvalidRequestError, NotFoundError
 from dcp_cloud.stores.base import Buffers, ObjectMeta, Part
-from dcp_cloud.stores.keys import check_crc32, check_indices, total_bytes
+from dcp_cloud.stores.keys import OWN_PREFIX, check_crc32, check_indices, total_bytes
 from dcp_cloud.stores.local_files import copy_bytes, describe, opened, settle, sync_directory, translated, write_fully
 
-UPLOAD_PREFIX = ".dcp-cloud-upload-"
+UPLOAD_PREFIX = f"{OWN_PREFIX}upload-"
 _NAME_FILE = "name"
 
 
@@ -125,11 +125,11 @@ def create_upload(place: str, key: str) -> LocalUpload:
 
 
 def find_upload(directory: str, prefix: str) -> LocalUpload | None:
-    """Read an upload back from its directory; None if it ended in the meantime."""
+    """Read an upload back from its directory; None if there is none, or no longer."""
     try:
         with opened(os.path.join(directory, _NAME_FILE), os.O_RDONLY) as fd:
             name, stat = os.fsdecode(os.read(fd, 4096)), os.fstat(fd)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     key = f"{prefix}/{name}" if prefix else name
     return LocalUpload(directory, key, datetime.fromtimestamp(stat.st_mtime, tz=timezone.utc))
