@@ -89,7 +89,8 @@ def open_tensor(
 
     def load(start: int, stop: int) -> memoryview:
         itemsize = source.element_size()
-        block = torch.empty((stop - start) // itemsize, dtype=source.dtype, pin_memory=pinned)
+        # The device is named because the caller may have set another default.
+        block = torch.empty((stop - start) // itemsize, dtype=source.dtype, device="cpu", pin_memory=pinned)
         gather(source, start // itemsize, stop // itemsize, block)
         return tensor_bytes(block)
 

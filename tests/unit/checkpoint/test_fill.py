@@ -380,3 +380,16 @@ def test_empty_tensors_ask_for_nothing() -> None:
     load({"e": torch.empty(0, 3)}, store, Planner())
     assert not reads(store)
     assert committed in ([], ["e"])  # torch plans no read for some empty tensors
+
+
+def test_the_callers_default_device_does_not_matter() -> None:
+    """Trainers set a default device; what is staged, converted and unpacked stays in host memory all the same."""
+    big = torch.randn(3000, 2000)
+    state = {"scattered": big[:, 5:1500], "turned": torch.randn(4, 6).t(), "plain": torch.randn(5), "n": 3}
+    loaded = {name: torch.zeros(v.shape, dtype=torch.float64) for name, v in state.items() if name != "n"} | {"n": 0}
+    store = new_store()
+    with torch.device("meta"):
+        save(state, store)
+        load(loaded, store)
+    assert loaded.pop("n") == 3
+    assert all(torch.equal(value, state[name].double()) for name, value in loaded.items())
