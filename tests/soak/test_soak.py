@@ -23,7 +23,6 @@ from tests.support.servers import server_names
 logger = logging.getLogger(__name__)
 
 _THREADS = 32
-_WARM_UP_ROUNDS = 3
 # Fragments of the allocator come and go by a few MiB; what is kept for each of some 100,000 requests would be more.
 _RSS_GROWTH_BYTES = 32 * MIB
 _DATA = noise(16 * 1024 + 3)
@@ -65,8 +64,7 @@ class _Soak:
     def work(self, number: int) -> int:
         """Warm up, wait for the others, go on until the end; give the number of requests."""
         try:
-            for index in range(_WARM_UP_ROUNDS):
-                _one_round(self._store, f"warm/{number}/{index}")
+            _one_round(self._store, f"warm/{number}")
         except BaseException:
             self._warm.abort()  # the others must not wait for this thread
             raise
