@@ -18,7 +18,9 @@ from dcp_cloud.cli.demo import demo
 from dcp_cloud.cli.failures import MEANINGS, ExitCode, show_error
 from dcp_cloud.cli.inspect import inspect
 from dcp_cloud.cli.listing import ls
+from dcp_cloud.cli.rm import rm
 from dcp_cloud.cli.session import JsonOption, Session, VerboseOption, start
+from dcp_cloud.cli.sweep import sweep
 from dcp_cloud.cli.verify import verify
 from dcp_cloud.errors import DcpCloudError
 
@@ -29,6 +31,8 @@ _COMMANDS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "ls": ls,
         "inspect": inspect,
         "verify": verify,
+        "rm": rm,
+        "sweep": sweep,
         "demo": demo,
     }
 )
@@ -47,6 +51,15 @@ _EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "dcp-cloud verify s3://bucket/run/step-100",
             "dcp-cloud verify s3://bucket/run/step-100 --shallow",
             "dcp-cloud verify s3://bucket/run/step-100 --json > report.json || echo damaged",
+        ),
+        "rm": (
+            "dcp-cloud rm s3://bucket/run/step-100 --dry-run",
+            "dcp-cloud rm s3://bucket/run/step-100 --yes",
+            "dcp-cloud rm s3://bucket/run --recursive",
+        ),
+        "sweep": (
+            "dcp-cloud sweep s3://bucket/run --dry-run",
+            "dcp-cloud sweep s3://bucket/run --older-than 48h",
         ),
         "demo": ("dcp-cloud demo", "dcp-cloud demo --model small --steps 6"),
     }
@@ -144,6 +157,7 @@ def _root(
     """PyTorch Distributed Checkpoints on S3, Google Cloud Storage, Azure Blob and local disks.
 
     See which checkpoints there are ([bold]ls[/]), what is in one ([bold]inspect[/]), whether every byte of it is still
-    what was saved ([bold]verify[/]), or watch it all work without a cloud ([bold]demo[/]).
+    what was saved ([bold]verify[/]); remove one ([bold]rm[/]) or what crashed saves left ([bold]sweep[/]); or watch it
+    all work without a cloud ([bold]demo[/]).
     """
     start(ctx, json=json, verbose=verbose)

@@ -43,7 +43,7 @@ MEANINGS: Mapping[ExitCode, str] = MappingProxyType(
         ExitCode.PERMISSION: "no credentials, wrong ones, or not allowed",
         ExitCode.STORE: "the store or the network failed",
         ExitCode.INTERNAL: "a defect of dcp-cloud; please report it",
-        ExitCode.INTERRUPTED: "interrupted by Ctrl-C",
+        ExitCode.INTERRUPTED: "interrupted by Ctrl-C, or not confirmed",
     }
 )
 
