@@ -43,7 +43,14 @@ def main(grace_s: float, command: list[str]) -> int:
     signal.set_wakeup_fd(wake_write)
     for number in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)  # noqa: PLW1509 - one thread
+    guard = os.getpid()
+
+    def die_with_guard() -> None:
+        die_with_parent()
+        if os.getppid() != guard:  # it was killed before the signal was asked for, which will not come
+            os._exit(1)
+
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=die_with_guard)  # noqa: PLW1509 - one thread
     select.select([0, wake_read], [], [])
     if child.poll() is None:
         child.terminate()
