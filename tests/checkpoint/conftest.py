@@ -38,3 +38,4 @@ def _below(base: str) -> Callable[..., str]:
 
 every_store = pytest.mark.parametrize("place", ["memory", "file", *SERVERS], indirect=True)
 every_server = pytest.mark.parametrize("place", ["file", *SERVERS], indirect=True)
+every_cloud = pytest.mark.parametrize("place", ["ceph", "fake-gcs", "azurite"], indirect=True)
