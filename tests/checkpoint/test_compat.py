@@ -46,6 +46,7 @@ def test_torch_opens_what_we_wrote(place: Place, tmp_path: Path) -> None:
     assert equal(torch.load(tmp_path / "one.pt", weights_only=False)["model"], saved["model"])
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # said by the writer of torch 2.6
 @every_store
 @pytest.mark.parametrize("options", [{}, {"single_file_per_rank": False}], ids=["one-file", "file-per-item"])
 def test_we_open_what_torch_wrote(place: Place, tmp_path: Path, options: dict) -> None:
@@ -81,16 +82,16 @@ def test_our_items_are_torchs_byte_for_byte(place: Place, tmp_path: Path) -> Non
 @pytest.mark.parametrize("writer", ["ours", "torch"])
 def test_compressed_items_are_written_and_read(place: Place, tmp_path: Path, writer: str) -> None:
     """Stream transforms (zstd) of either writer are undone by either reader."""
-    from torch.distributed.checkpoint._extension import ZStandard
+    extension = pytest.importorskip("torch.distributed.checkpoint._extension", reason="torch 2.6 has no transforms")
 
     saved, uri = {"w": torch.zeros(500_000), "name": "run", "v": torch.randn(1000)}, place()
     if writer == "ours":
-        done = save(saved, uri, extensions=[ZStandard()])
+        done = save(saved, uri, extensions=[extension.ZStandard()])
         assert done.last_save is not None
         assert done.last_save.size_bytes < 100_000
         download(uri, tmp_path / "copy")
     else:
-        dcp.save(saved, storage_writer=FileSystemWriter(tmp_path / "copy", _extensions=[ZStandard()]))
+        dcp.save(saved, storage_writer=FileSystemWriter(tmp_path / "copy", _extensions=[extension.ZStandard()]))
         upload(tmp_path / "copy", uri)
     loaded = {"w": torch.ones(500_000), "name": "", "v": torch.zeros(1000)}
     load(loaded, uri)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from dcp_cloud import CloudStorageReader, CloudStorageWriter
+from dcp_cloud import CloudLoadPlanner, CloudStorageReader, CloudStorageWriter
 from tests.checkpoint.conftest import every_store
 from tests.checkpoint.states import ALL_DTYPES, equal, odd_tensors, random_bytes, training_state, zeros_like
 
@@ -88,6 +88,25 @@ def test_targets_of_any_kind_are_filled(place: Place) -> None:
         load(loaded, uri)
         assert torch.equal(target.detach(), value.to(target.dtype))
         assert torch.equal(loaded["i"], image)
+
+
+@pytest.mark.parametrize("place", ["memory"], indirect=True)
+def test_parts_of_a_larger_tensor_come_back(place: Place) -> None:
+    """A plain tensor that torch is told to be several parts of a larger one is stored and filled part by part."""
+    pytest.importorskip("torch.distributed.checkpoint.protocol", reason="CheckpointableTensor came with torch 2.14")
+
+    def halves_swapped(values: torch.Tensor) -> torch.Tensor:
+        values.global_shape, values.local_sizes = (8, 3), ((4, 3), (4, 3))
+        values.global_offsets, values.local_offsets = ((4, 0), (0, 0)), ((0, 0), (4, 0))
+        return values
+
+    whole, uri = torch.arange(24.0).reshape(8, 3), place()
+    save({"w": halves_swapped(torch.cat([whole[4:], whole[:4]]))}, uri)
+    plain, parts = torch.zeros(8, 3), halves_swapped(torch.zeros(8, 3))
+    for target in (plain, parts):
+        dcp.load({"w": target}, storage_reader=CloudStorageReader(uri), planner=CloudLoadPlanner())
+    assert torch.equal(plain, whole)
+    assert torch.equal(parts, torch.cat([whole[4:], whole[:4]]))
 
 
 @pytest.mark.parametrize("place", ["memory"], indirect=True)

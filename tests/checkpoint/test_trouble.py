@@ -13,6 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dcp_cloud import CloudLoadPlanner, CloudStorageReader, CloudStorageWriter, S3StorageWriter, errors, open_store
+from dcp_cloud.format.layout import from_storage_info
 from tests.checkpoint.test_round_trip import load, save
 
 Place = Callable[..., str]
@@ -129,9 +130,8 @@ def test_a_flipped_byte(place: Place, fqn: str) -> None:
     save(STATE, uri)
     infos = CloudStorageReader(uri).read_metadata().storage_data
     info = next(info for index, info in infos.items() if index.fqn == fqn)
-    middle = info.offset + info.length // 2 if fqn == "layer.weight" else info.offset + 705
-    if fqn == "step":
-        middle = info.offset + 3
+    raw = from_storage_info(info).raw  # the tensor's own bytes
+    middle = info.offset + 3 if raw is None else raw.offset + raw.size_bytes // 2
 
     def flip(data: bytes) -> bytes:
         return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]

@@ -55,7 +55,6 @@ def _call(directory: Path, rank: int, world_size: int) -> object:
         world_size=world_size,
         timeout=timedelta(seconds=timeout_s),
     )
-    try:
-        return function(*args)
-    finally:
-        dist.destroy_process_group()
+    # The group is not destroyed, the process ends with it: in torch 2.6 its destructor waits, with the GIL held, for a
+    # thread that may want the GIL.
+    return function(*args)
