@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.serialization import config as serialization_config
 
 from dcp_cloud.format.intact import PartlyHeld, Run, check_archive
+from tests.unit.format.strategies import no_checksums
 
 OBJECTS = {
     "tensor": torch.arange(300.0).reshape(20, 15),
@@ -73,7 +73,7 @@ def test_foreign_bytes_never_raise(junk, length, is_archive):
 
 def test_an_archive_without_checksums_says_nothing():
     """torch can be told to compute no checksums; that is not damage."""
-    with serialization_config.patch("save.compute_crc32", False):
+    with no_checksums():
         archive = saved(torch.ones(3))
     assert check_archive(PartlyHeld(head=archive)).status == "unknown"
 
