@@ -6,10 +6,12 @@ demands nothing of them.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed.checkpoint as dcp
 
 from dcp_cloud import CloudStorageReader, open_store
@@ -129,3 +131,27 @@ def test_a_success_names_every_planned_item(place: Place) -> None:
     stored = CloudStorageReader(uri).read_metadata().storage_data
     assert len(stored) == planned[0] == truth_jobs.ITEMS
     assert {info.relative_path for info in stored.values()} | {".metadata"} == keys(uri)
+
+
+@pytest.mark.skipif("no_dist" not in inspect.signature(dcp.save).parameters, reason="dcp.save has it from torch 2.7 on")
+@pytest.mark.parametrize("place", ["file", "ceph"], indirect=True)
+def test_processes_that_do_not_know_of_each_other_do_not_mix(place: Place) -> None:
+    """Of jobs that save to one place at once, each is told a success or a conflict; what is loaded is one of theirs."""
+    uri = place()
+    outcomes = run_ranks(3, truth_jobs.save_alone, uri)
+    assert all(raised in ([], ["CommitConflictError"]) for raised, _ in outcomes)
+    winners = [truth_jobs.expected(value) for raised, value in outcomes if not raised]
+    assert truth_jobs.loaded("ours", uri) in winners
+    named = {info.relative_path for info in CloudStorageReader(uri).read_metadata().storage_data.values()}
+    assert keys(uri) == named | {".metadata"}
+
+
+def test_a_planner_may_give_dtensors(place: Place) -> None:
+    """A planner that resolves to a DTensor instead of its local part saves the local part."""
+    uri = place()
+    run_ranks(2, truth_jobs.save_dtensors, uri)
+    loaded = {"rows": torch.zeros(1200, 1000), "columns": torch.zeros(1200, 1000)}
+    dcp.load(loaded, storage_reader=CloudStorageReader(uri))
+    whole = torch.arange(1_200_000.0).view(1200, 1000)
+    assert torch.equal(loaded["rows"], whole)
+    assert torch.equal(loaded["columns"], whole)

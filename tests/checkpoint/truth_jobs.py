@@ -9,9 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from dcp_cloud import CloudStorageReader, CloudStorageWriter, TransferConfig, open_store
 from dcp_cloud.testing import Fault, FaultyStore
@@ -167,3 +170,38 @@ def save_and_be_interrupted(where: str, value: float, verb: str, nth: int) -> li
     signal.signal(signal.SIGINT, signal.default_int_handler)
     raised = save("ours", where, value, store=Interrupting(open_store(where), verb, nth))
     return raised + [thread.name for thread in threading.enumerate() if thread.name.startswith("dcp_cloud")]
+
+
+class _GivesDTensors(dcp.DefaultSavePlanner):
+    """Resolves to the whole DTensor where torch's own planner gives the local part."""
+
+    def resolve_data(self, write_item: Any) -> Any:
+        return self.state_dict.get(write_item.index.fqn, super().resolve_data(write_item))
+
+
+def save_dtensors(where: str) -> None:
+    """Save the rows of each rank with a planner that gives DTensors, some of which have to be gathered first."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    whole = torch.arange(1_200_000.0).view(1200, 1000)
+    sharded = {
+        "rows": distribute_tensor(whole, mesh, [Shard(0)]),
+        "columns": DTensor.from_local(
+            whole.chunk(dist.get_world_size(), 1)[dist.get_rank()],
+            mesh,
+            [Shard(1)],
+            shape=(1200, 1000),
+            stride=(1000, 1),
+        ),
+    }
+    dcp.save(sharded, storage_writer=CloudStorageWriter(where, transfer=TRANSFER), planner=_GivesDTensors())
+
+
+def save_alone(where: str) -> tuple[list[str], float]:
+    """Save without a process group, at the same time as every other rank and to the same place."""
+    value = 100.0 * (1 + dist.get_rank())
+    dist.barrier()
+    try:
+        dcp.save(state(value), storage_writer=CloudStorageWriter(where, transfer=TRANSFER), no_dist=True)
+    except CheckpointException as error:
+        return [type(cause).__name__ for cause, _ in error.failures.values()], value
+    return [], value
