@@ -19,7 +19,7 @@ places = pytest.mark.parametrize("place", ["memory", "file", "ceph"], indirect=T
 
 def save(uri: str) -> tuple[ObjectStore, str]:
     """Save a tensor; give the store and the key of the data object."""
-    dcp.save({"w": torch.arange(100_000.0)}, storage_writer=CloudStorageWriter(uri), no_dist=True)
+    dcp.save({"w": torch.arange(100_000.0)}, storage_writer=CloudStorageWriter(uri))
     store = open_store(uri)
     [key] = [meta.key for meta in store.list() if meta.key.endswith(".distcp")]
     return store, key
@@ -27,7 +27,7 @@ def save(uri: str) -> tuple[ObjectStore, str]:
 
 def load_error(uri: str) -> DcpCloudError:
     with pytest.raises((DcpCloudError, CheckpointException)) as caught:
-        dcp.load({"w": torch.empty(100_000)}, storage_reader=CloudStorageReader(uri), no_dist=True)
+        dcp.load({"w": torch.empty(100_000)}, storage_reader=CloudStorageReader(uri))
     error: BaseException = caught.value
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
 _ROUND_TRIP = """
     import threading, sys
     from dcp_cloud.config import TransferConfig
@@ -43,6 +45,10 @@ def run(script: str) -> str:
     return done.stdout
 
 
+@pytest.mark.skipif(
+    (3, 12) <= sys.version_info < (3, 12, 3),
+    reason="these Pythons start no thread once the main thread has ended: python/cpython#113964",
+)
 def test_a_transfer_runs_while_the_interpreter_shuts_down() -> None:
     """The last un-awaited ``async_save`` of a job begins its transfer after the main thread has ended."""
     script = """
