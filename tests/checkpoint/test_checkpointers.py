@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import subprocess
 import sys
@@ -50,6 +51,23 @@ def test_another_coordinator_is_refused() -> None:
     """dcp.save knows no coordinator_rank, so one that asks for it is told."""
     with pytest.raises(ConfigError, match="coordinator_rank"):
         CloudCheckpointer(CloudStorageWriter("memory://m"), CloudStorageReader("memory://m"), coordinator_rank=1)
+
+
+@pytest.mark.parametrize("place", ["memory"], indirect=True)
+def test_no_dist_works_or_is_refused(place: Place) -> None:
+    """no_dist=True is passed on; with torch 2.6, which cannot do it, it is refused rather than dropped."""
+
+    def make() -> CloudCheckpointer:
+        return CloudCheckpointer(CloudStorageWriter(uri), CloudStorageReader(uri), no_dist=True)
+
+    uri, loaded = place(), {"w": torch.zeros(10)}
+    if "no_dist" not in inspect.signature(dcp.save).parameters:
+        with pytest.raises(ConfigError, match="no_dist"):
+            make()
+        return
+    make().save({"w": torch.ones(10)})
+    make().load(loaded)
+    assert loaded["w"].all()
 
 
 def test_writers_and_readers_pickle_as_configuration(place: Place) -> None:
