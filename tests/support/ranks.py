@@ -24,6 +24,9 @@ from tests.support.rank_child import run_rank
 
 _ROOT = Path(__file__).resolve().parents[2]
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# Starts coverage with the interpreter. Processes of multiprocessing start it themselves, and only after they have
+# imported torch, which it makes slow.
+_COVERAGE = "COVERAGE_PROCESS_CONFIG"
 _PEERS_S = 10.0  # what the other ranks get to notice that one has failed
 _PEERS_OF_KILLED_S = 2.0  # the same, when it was killed: gloo waits for a lost rank as long as it may
 _DUMP_S = 5.0  # what a rank gets to write down its stacks
@@ -75,9 +78,7 @@ def start_fork_server() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.support.rank_server"])
     with mock.patch.dict(os.environ, _ONE_THREAD | {"PYTHONPATH": str(_ROOT)}):
-        # Coverage is measured in each rank by itself; what it noted down here would come after the report.
-        for name in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):
-            os.environ.pop(name, None)
+        os.environ.pop(_COVERAGE, None)
         ensure_running()
     return context
 
@@ -88,6 +89,7 @@ def _environment() -> dict[str, str]:
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"  # gloo would otherwise look up this machine's name
+    environment.pop(_COVERAGE, None)
     return environment
 
 
