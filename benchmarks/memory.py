@@ -45,6 +45,8 @@ def main() -> None:
                     group.do("warm_up", path="warm")
                     for _ in range(options.runs):
                         for verb in verbs:
+                            if verb == "save":
+                                sink.clear()  # a checkpoint that is replaced lives until the new one is committed
                             nbytes = state["tensors"] * state["shape"][0] * state["shape"][1] * 4
                             row = group.measure(sink, verb, nbytes, path="memory")
                             rows.append(row | {"peer": name, "case": case, "verb": verb})

@@ -29,7 +29,7 @@ LABELS = {
     "gcs": "dcp_cloud, Google",
     "azure": "dcp_cloud, Azure",
 }
-LINKS = {"free": "free loopback", "shaped": "30 ms to the first byte, 90 MB/s per connection"}
+LINKS = {"free": "free loopback", "shaped": "30 ms, 90 MB/s per connection"}
 
 
 def main() -> None:
@@ -38,6 +38,7 @@ def main() -> None:
         "machine": machine_table(),
         "raw": raw_table(),
         "save-load": save_load_tables(),
+        "sink": sink_table(),
         "reshard": reshard_table(),
         "small": small_table(),
         "memory": memory_table(),
@@ -158,6 +159,21 @@ def save_load_tables() -> str:
             head = [verb, "seconds", "to ours", "CPU-s/GiB", "to ours", "memory, MiB", "requests"]
             texts.append(table(head, [[row[0], *row[half : half + 6]] for row in rows]))
     return "\n\n".join(texts)
+
+
+def sink_table() -> str:
+    """How much of a core the sink used, and how much faster than each client the bare socket was."""
+    found = {(row["peer"], row["verb"]): row for row in rows_of("save_load") if row["link"] == "free"}
+    rows = []
+    for peer in dict.fromkeys(peer for peer, _ in found if peer != "local"):
+        cells = [LABELS[peer]]
+        for verb in ("save", "load"):
+            row, base = found[peer, verb], found["socket", verb]
+            cells += [f"{ratio(row['sink_cpu_s'], row['wall_s']):.2f}", times(row["wall_s"], base["wall_s"])]
+        rows.append(cells)
+    return table(
+        ["", "save: sink's cores", "time to bare socket's", "load: sink's cores", "time to bare socket's"], rows
+    )
 
 
 def reshard_table() -> str:
@@ -287,9 +303,9 @@ def plot_wall() -> None:
         grid_of(
             "wall_s",
             name=f"wall-{ranks}",
-            unit="seconds, logarithmic (median, min–max)",
+            unit="seconds (median, min–max)",
             ranks=ranks,
-            log=True,
+            log=False,
             title="Time to save and load 1 GiB: shorter is better",
             links=("free", "shaped"),
         )
