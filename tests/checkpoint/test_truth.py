@@ -20,6 +20,9 @@ from tests.support.ranks import RankError, run_ranks
 
 Place = Callable[..., str]
 
+# Said by torch 2.6 of its own writers; as an error it would be one that is heard of.
+pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+
 
 def contrast(reason: str, *kinds: str) -> pytest.MarkDecorator:
     """Run a test for this package, and for torch's writers, which are known to fail it."""
