@@ -3,8 +3,7 @@
     python -m benchmarks.raw [--gib 1] [--runs 5] [--threads 8]
 
 Client CPU seconds per GiB and MiB/s of ``put_part`` and ``get_range`` on the S3, Google and Azure stores, in turn with
-the floor, against the sink. ``--emulators`` runs Azurite and fake-gcs-server instead, which are the bottleneck of
-whatever is measured against them: only the client's CPU means something there.
+the floor, against the sink. The emulators would be the bottleneck of whatever is measured against them.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from itertools import count
 
 import numpy as np
@@ -79,18 +77,6 @@ def open_stores(url: str) -> dict[str, ObjectStore]:
             config=AzureConfig(account="account", account_url=f"{url}/account", anonymous=True),
         ),
     }
-
-
-@contextmanager
-def emulators() -> Iterator[dict[str, ObjectStore]]:
-    """The stores on the emulators that the tests use."""
-    from dcp_cloud.testing.servers import AzuriteServer, FakeGCSServer
-
-    with ExitStack() as stack:
-        yield {
-            kind: stack.enter_context(server()).access().open_store("raw")  # type: ignore[attr-defined]
-            for kind, server in (("gcs", FakeGCSServer), ("azure", AzuriteServer))
-        }
 
 
 def measure(sink: SinkClient | None, action: Callable[[], None], nbytes: int) -> dict[str, float]:
