@@ -23,7 +23,7 @@ from dcp_cloud.demo.messages import Job, MessageWriter
 from dcp_cloud.demo.meter import Meter
 from dcp_cloud.demo.model import MICROBATCHES, SIZES, Transformer, sequence
 from dcp_cloud.demo.state import TrainState, fingerprints
-from dcp_cloud.errors import CheckpointNotFoundError, IncompleteCheckpointError
+from dcp_cloud.errors import CheckpointNotFoundError, ConfigError, IncompleteCheckpointError
 from dcp_cloud.transfer.events import EventHook, RequestDone, TransferEvent
 from dcp_cloud.uri import StoreURI
 
@@ -34,6 +34,12 @@ _WARM_UP_STEPS = 3
 
 def build(job: Job) -> TrainState:
     """Make the model, sharded over all ranks, and what goes with it."""
+    if not hasattr(torch.cpu.Stream, "record_event"):
+        raise ConfigError(
+            "the demo needs torch 2.7 or later",
+            cause="it trains with FSDP2 on CPUs, which torch 2.6 cannot do",
+            hint="update torch; to save and load, 2.6 is enough",
+        )
     torch.manual_seed(job.seed)
     model = Transformer(SIZES[job.model])
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float64)
