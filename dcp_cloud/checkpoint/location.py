@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from dcp_cloud.config import TransferConfig, merge_options
+from dcp_cloud.config import TransferConfig
 from dcp_cloud.errors import ConfigError
+from dcp_cloud.settings import merge_settings
 from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.stores.prefix import PrefixStore
 from dcp_cloud.stores.registry import open_bucket, open_store
@@ -80,7 +81,7 @@ class Location:
                 key=uri.root,
                 hint="use CloudStorageWriter and CloudStorageReader, which take any scheme",
             )
-        transfer = merge_options(self._argument, TransferConfig, uri.options)
+        transfer = merge_settings(self._argument, TransferConfig, uri.options)
         if self._given is not None:
             store = self._given(uri) if callable(self._given) else self._given
         elif uri.scheme == "file":

@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from dcp_cloud.cli.config import config_show
 from dcp_cloud.cli.demo import demo
 from dcp_cloud.cli.failures import MEANINGS, ExitCode, show_error
 from dcp_cloud.cli.inspect import inspect
@@ -25,7 +26,7 @@ from dcp_cloud.cli.verify import verify
 from dcp_cloud.errors import DcpCloudError
 
 # A new command: a function in a module of its own that imports torch and the like only when it is called, one line
-# here, and its examples below.
+# here, and its examples below. Two words make a group of commands.
 _COMMANDS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
         "ls": ls,
@@ -33,9 +34,11 @@ _COMMANDS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "verify": verify,
         "rm": rm,
         "sweep": sweep,
+        "config show": config_show,
         "demo": demo,
     }
 )
+_GROUPS: Mapping[str, str] = MappingProxyType({"config": "Look at the settings in force."})
 _EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "ls": (
@@ -61,6 +64,7 @@ _EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "dcp-cloud sweep s3://bucket/run --dry-run",
             "dcp-cloud sweep s3://bucket/run --older-than 48h",
         ),
+        "config show": ("dcp-cloud config show", "dcp-cloud config show s3://bucket/run?part_size=64MiB"),
         "demo": ("dcp-cloud demo", "dcp-cloud demo --model small --steps 6"),
     }
 )
@@ -136,8 +140,14 @@ def build_app() -> typer.Typer:
         epilog=_exit_codes(),
     )
     app.callback(help=_unwrapped(_root))(_root)
+    groups: dict[str, typer.Typer] = {}
     for name, command in _COMMANDS.items():
-        app.command(name, help=_unwrapped(command), epilog=_examples(_EXAMPLES.get(name, ())))(command)
+        group, _, last = name.rpartition(" ")
+        if group and group not in groups:
+            groups[group] = typer.Typer(name=group, rich_markup_mode="rich", no_args_is_help=True)
+            app.add_typer(groups[group], help=_GROUPS[group])
+        home = groups.get(group, app)
+        home.command(last, help=_unwrapped(command), epilog=_examples(_EXAMPLES.get(name, ())))(command)
     return app
 
 

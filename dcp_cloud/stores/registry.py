@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from dcp_cloud.config import RetryConfig, TransferConfig, check_options, merge_options
+from dcp_cloud.config import RetryConfig, TransferConfig, check_options
 from dcp_cloud.errors import ConfigError, MissingExtraError
+from dcp_cloud.settings import merge_settings
 from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.stores.prefix import PrefixStore
 from dcp_cloud.uri import StoreURI
@@ -89,15 +90,40 @@ def open_bucket(uri: str | os.PathLike[str] | StoreURI, *, config: object = None
     return _open(parsed.at("/") if parsed.scheme == "file" else parsed, config)
 
 
+def provider_section(uri: StoreURI) -> str | None:
+    """Name the provider's part of the environment and of the settings file.
+
+    Args:
+        uri: A URI.
+
+    Returns:
+        One of ``dcp_cloud.settings.SECTIONS``; None for a store without settings.
+    """
+    return _SCHEMES[uri.scheme].extra
+
+
+def provider_settings(uri: StoreURI) -> type[Any] | None:
+    """Find the provider's settings record.
+
+    Args:
+        uri: A URI.
+
+    Returns:
+        ``S3Config``, ``GCSConfig`` or ``AzureConfig``; None for a store without settings.
+    """
+    scheme = _SCHEMES[uri.scheme]
+    return _load(scheme.settings, uri, scheme) if scheme.settings else None
+
+
 def _open(parsed: StoreURI, config: object) -> ObjectStore:
     scheme = _SCHEMES[parsed.scheme]
-    settings_type = _load(scheme.settings, parsed, scheme) if scheme.settings else None
+    settings_type = provider_settings(parsed)
     known = [TransferConfig, RetryConfig] + ([settings_type] if settings_type else [])
     check_options(parsed.options, known, where=parsed.root)
     if config is not None and (settings_type is None or not isinstance(config, settings_type)):
         wanted = settings_type.__name__ if settings_type else "no configuration"
         raise ConfigError(f"a {parsed.scheme}:// store takes {wanted}, not {type(config).__name__}", key=parsed.root)
-    settings = merge_options(config, settings_type, parsed.options) if settings_type else None
+    settings = merge_settings(config, settings_type, parsed.options, section=scheme.extra) if settings_type else None
     store: ObjectStore = _load(scheme.loader, parsed, scheme)(parsed, settings)
     return store
 

@@ -17,7 +17,7 @@ from dcp_cloud.cli.text import count, duration, safe, size
 @pytest.mark.parametrize("command", sorted(_COMMANDS))
 def test_help_teaches_by_example(run, command):
     """The help of every command shows commands that one can copy."""
-    ran = run(command, "--help")
+    ran = run(*command.split(), "--help")
     assert ran.code == 0
     for example in _EXAMPLES[command]:
         assert " ".join(example.split()) in " ".join(ran.out.split())
