@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from dcp_cloud.cli.bench import bench
 from dcp_cloud.cli.config import config_show
 from dcp_cloud.cli.demo import demo
 from dcp_cloud.cli.failures import MEANINGS, ExitCode, show_error
@@ -35,6 +36,7 @@ _COMMANDS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "rm": rm,
         "sweep": sweep,
         "config show": config_show,
+        "bench": bench,
         "demo": demo,
     }
 )
@@ -65,6 +67,11 @@ _EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "dcp-cloud sweep s3://bucket/run --older-than 48h",
         ),
         "config show": ("dcp-cloud config show", "dcp-cloud config show s3://bucket/run?part_size=64MiB"),
+        "bench": (
+            "dcp-cloud bench s3://bucket/scratch",
+            "dcp-cloud bench 'gs://bucket/scratch?max_concurrency=32' --quick",
+            "dcp-cloud bench az://container/scratch --size 2GiB --checkpoint 1TiB --json",
+        ),
         "demo": ("dcp-cloud demo", "dcp-cloud demo --model small --steps 6"),
     }
 )
@@ -167,7 +174,7 @@ def _root(
     """PyTorch Distributed Checkpoints on S3, Google Cloud Storage, Azure Blob and local disks.
 
     See which checkpoints there are ([bold]ls[/]), what is in one ([bold]inspect[/]), whether every byte of it is still
-    what was saved ([bold]verify[/]); remove one ([bold]rm[/]) or what crashed saves left ([bold]sweep[/]); or watch it
-    all work without a cloud ([bold]demo[/]).
+    what was saved ([bold]verify[/]); remove one ([bold]rm[/]) or what crashed saves left ([bold]sweep[/]); measure
+    a place ([bold]bench[/]); or watch it all work without a cloud ([bold]demo[/]).
     """
     start(ctx, json=json, verbose=verbose)

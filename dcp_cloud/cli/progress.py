@@ -78,7 +78,8 @@ class ProgressDisplay:
             return
         self._began_s = self._clock()
         self._next_line_s = self._began_s + _LINE_EVERY_S
-        self._line(f"{count(event.items, 'item')}, {size(event.size_bytes)} to read")
+        verb = "move" if event.phase == "copy" else "read"
+        self._line(f"{count(event.items, 'item')}, {size(event.size_bytes)} to {verb}")
 
     def _move(self) -> None:
         if self._task is not None:

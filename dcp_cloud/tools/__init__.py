@@ -1,0 +1,1 @@
+"""What looks at a user's own place and machine rather than at a checkpoint. Without torch."""
