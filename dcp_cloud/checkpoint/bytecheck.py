@@ -177,12 +177,14 @@ def _judge(shard: Shard, stored: StoredItem, item: PartlyHeld, raw_blocks: Seque
     fault = _shape_fault(shard, item, stored.size_bytes)
     if fault:
         return Verdict(shard=shard, status="shape", cause=fault)
-    is_proved = finding.status == "intact" or stored.raw is not None
+    is_proved = finding.status == "intact" or (stored.raw is not None and stored.raw.crc32 is not None)
     return Verdict(shard=shard, status="verified" if is_proved else "unrecorded")
 
 
 def _raw_fault(raw: RawData, blocks: Sequence[Run]) -> str:
     """Compare a tensor's bare bytes with the checksums that this package recorded of them."""
+    if raw.crc32 is None:
+        return ""
     start = 0
     for block, recorded in zip(blocks, raw.block_crc32, strict=False):
         if block.crc32 != recorded:

@@ -172,7 +172,7 @@ class PlanFiller:
         raw, chunk = read.stored.raw, self._chunk(read.item)
         if raw is not None and chunk is not None:
             shape, dtype = chunk
-            if raw.size_bytes != math.prod(shape) * dtype.itemsize:
+            if raw.strides is None and raw.size_bytes != math.prod(shape) * dtype.itemsize:
                 raise _misfit(read, shape, f"{raw.size_bytes} bytes of {dtype}")
             return _from_record(read, raw, shape, dtype)
         if layout is None:

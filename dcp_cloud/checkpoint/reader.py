@@ -198,10 +198,7 @@ class CloudStorageReader(StorageReader):
         error: BaseException | None = None
         try:
             self._commits = {}
-            filler = PlanFiller(
-                self._location.store, self._transfer(), self._metadata, planner, self._registry, hook=collector
-            )
-            filler.fill(plan)
+            self._fill(self._metadata, plan, planner, collector)
         except BucketNotFoundError as caught:
             error = caught
             raise
@@ -242,6 +239,10 @@ class CloudStorageReader(StorageReader):
     def close(self) -> None:
         """Release connections; the reader may be used again."""
         self._location.store.close()
+
+    def _fill(self, metadata: Metadata, plan: LoadPlan, planner: LoadPlanner, hook: EventHook) -> None:
+        filler = PlanFiller(self._location.store, self._transfer(), metadata, planner, self._registry, hook=hook)
+        filler.fill(plan)
 
     def _read_commit(self, key: str) -> Metadata:
         try:

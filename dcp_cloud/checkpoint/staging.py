@@ -1,9 +1,9 @@
 """Where the bytes of a tensor come from: its own memory, or copies made block by block when a part is about to leave.
 
 A tensor on an accelerator, or one whose elements are scattered, has no run of host memory to send. Its blocks are
-copied by the thread that sends them and let go when they are sent, so that copies overlap uploads and no more of them
-exist than parts are under way. Blocks of a CUDA tensor are copied to pinned memory, which torch's host allocator
-recycles.
+copied by the thread that sends them and let go when they are sent, so that copies overlap uploads. A part is handed
+out only when the memory budget has room for its copies. Blocks of a CUDA tensor are copied to pinned memory, which
+torch's host allocator recycles.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dcp_cloud.format.archive import TensorRecord
+from dcp_cloud.format.archive import TensorRecord, is_row_major
 from dcp_cloud.format.layout import BLOCK_BYTES
 from dcp_cloud.format.tensors import is_run_of_memory, plan_record, prepare_tensor, tensor_bytes
-from dcp_cloud.transfer.span import Span
+from dcp_cloud.transfer.span import Room, Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,8 @@ class TensorSource:
         return [self._block(start, min(start + BLOCK_BYTES, self.record.raw_nbytes)) for start in stops]
 
     def _block(self, start: int, stop: int) -> Span:
-        return Span(stop - start, Kept(lambda: self.load(start, stop)))
+        room = Room(stop - start) if self.is_staged else None
+        return Span(stop - start, Kept(lambda: self.load(start, stop)), room=room)
 
 
 class Kept:
@@ -95,6 +96,41 @@ def open_tensor(
         return tensor_bytes(block)
 
     return TensorSource(record=record, load=load, is_staged=True)
+
+
+def row_major_blocks(tensor: torch.Tensor) -> list[Span]:
+    """Cut the values of a tensor, in row-major order whatever its strides, into blocks.
+
+    Args:
+        tensor: A plain strided tensor on any device.
+
+    Returns:
+        Its blocks: its own memory where that is in row-major order, else copies that are made when they are asked for.
+
+    Raises:
+        ConfigError: The tensor's memory was freed.
+    """
+    tensor = tensor.detach()
+    stops = range(0, tensor.nbytes, BLOCK_BYTES)
+    if tensor.device.type == "cpu" and tensor.layout is torch.strided and _is_row_major(tensor):
+        memory = tensor_bytes(tensor)
+        return [Span.of(memory[start : start + BLOCK_BYTES]) for start in stops]
+    if tensor.itemsize == 1 and tensor.dtype != torch.bool:  # torch cannot copy all of these dtypes
+        tensor = tensor.view(torch.uint8)
+    return [_staged_block(tensor, start, min(start + BLOCK_BYTES, tensor.nbytes)) for start in stops]
+
+
+def _staged_block(tensor: torch.Tensor, start: int, stop: int) -> Span:
+    def load() -> memoryview:
+        block = _room(stop - start, tensor.dtype, pinned=tensor.device.type == "cuda")
+        gather(tensor, start // tensor.itemsize, stop // tensor.itemsize, block)
+        return tensor_bytes(block)
+
+    return Span(stop - start, Kept(load))
+
+
+def _is_row_major(tensor: torch.Tensor) -> bool:
+    return is_row_major(tuple(tensor.shape), tensor.stride()) and not tensor.is_conj() and not tensor.is_neg()
 
 
 def _room(nbytes: int, dtype: torch.dtype, *, pinned: bool) -> torch.Tensor:

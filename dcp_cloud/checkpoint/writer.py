@@ -39,6 +39,7 @@ from dcp_cloud.errors import (
     ConfigError,
     DcpCloudError,
     IncompleteCheckpointError,
+    TransferCancelledError,
     UnsupportedFormatError,
 )
 from dcp_cloud.format.layout import data_key, to_storage_info
@@ -55,7 +56,13 @@ _DCP_VERSION = "1.0.0"
 
 # After these nothing of the save was committed for certain. Any other error of a commit, a refusal of its second try
 # included, may hide that the first try took effect; then deleting the data would destroy the only checkpoint.
-_NOT_COMMITTED = (IncompleteCheckpointError, UnsupportedFormatError, CommitConflictError, CheckpointExistsError)
+_NOT_COMMITTED = (
+    IncompleteCheckpointError,
+    UnsupportedFormatError,
+    CommitConflictError,
+    CheckpointExistsError,
+    TransferCancelledError,
+)
 
 
 @dataclass(slots=True)
@@ -69,6 +76,8 @@ class _Save:
     rank: int = 0
     use_collectives: bool = True
     before: Before | None = None
+    uploader: Uploader | None = None
+    is_cancelled: bool = False
 
 
 class CloudStorageWriter(StorageWriter):
@@ -163,8 +172,7 @@ class CloudStorageWriter(StorageWriter):
         save.use_collectives = bool(kwargs.get("use_collectives", True))
         save.rank = _rank(kwargs.get("rank"))
         if is_coordinator or not save.use_collectives:
-            rank = None if save.use_collectives else save.rank
-            save.before = look_before(self._retrying(), rank=rank, overwrite=self._overwrite)
+            save.before = self._look_before(save)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Return the plan as it is: whatever it carried would be cached with it and used again by later saves."""
@@ -197,6 +205,7 @@ class CloudStorageWriter(StorageWriter):
             error = caught
             raise
         finally:
+            save.uploader = None
             save.has_ended = error is not None or save.before is None
             self.last_save = collector.end(error)
         summary = self.last_save
@@ -240,9 +249,27 @@ class CloudStorageWriter(StorageWriter):
             self._hook(PhaseDone(phase="commit", duration_s=duration_s, error=type(error).__name__ if error else None))
         logger.info("committed %s in %.2f s", self.checkpoint_id, time.monotonic() - began_s)
 
+    def cancel(self) -> None:
+        """Give up the save under way, from any thread: it raises, nothing is committed, its uploads are aborted.
+
+        What has reached the commit is committed. Without a save under way nothing happens.
+        """
+        save = self._save
+        save.is_cancelled = True
+        if save.uploader is not None:
+            save.uploader.pool.cancel()
+
     def close(self) -> None:
         """Release connections; the writer may be used again."""
         self._location.store.close()
+
+    def _look_before(self, save: _Save) -> Before:
+        rank = None if save.use_collectives else save.rank
+        return look_before(self._retrying(), rank=rank, overwrite=self._overwrite)
+
+    def _describe_save(self, save_id: str) -> StorageMeta:
+        """Make what ``.metadata`` says of the save as a whole."""
+        return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=save_id)
 
     def _own_save(self) -> _Save:
         """Give the save that this thread has set up; an overlapping one has moved the writer to another place."""
@@ -257,6 +284,9 @@ class CloudStorageWriter(StorageWriter):
     def _write_items(self, plan: SavePlan, planner: SavePlanner, save: _Save, hook: EventHook) -> list[WriteResult]:
         encoded: list[EncodedItem] = []
         with Uploader(self._location.store, self._location.transfer, hook=hook) as uploader:
+            save.uploader = uploader
+            if save.is_cancelled:
+                uploader.pool.cancel()
             encoder = ItemEncoder(planner, self._extensions, uploader.budget)
             upload: ObjectUpload | None = None
             objects = 0
@@ -287,12 +317,13 @@ class CloudStorageWriter(StorageWriter):
         return results
 
     def _commit(self, metadata: Metadata, results: list[list[WriteResult]], save: _Save, store: RetryingStore) -> None:
-        rank = None if save.use_collectives else save.rank
         # finish without set_up_storage_writer: somebody drives the writer by hand.
-        before = save.before or look_before(store, rank=rank, overwrite=self._overwrite)
+        before = save.before or self._look_before(save)
+        if save.is_cancelled:
+            raise TransferCancelledError("the save was cancelled, so nothing was committed", key=self.checkpoint_id)
         committed = copy.copy(metadata)
         committed.storage_data = check_complete(metadata, results, where=self.checkpoint_id)
-        committed.storage_meta = StorageMeta(checkpoint_id=self.checkpoint_id, save_id=save.save_id)
+        committed.storage_meta = self._describe_save(save.save_id)
         # An attribute rather than an argument: torch 2.6 knows no version.
         committed.version = _DCP_VERSION
         replaced = load_replaced(self._read_object, before.key) if before.etag is not None else None

@@ -39,14 +39,14 @@ class RawData:
         offset: Offset of the first byte from the start of the object, bytes.
         size_bytes: Length of the storage, bytes.
         strides: Strides in elements, or None for row-major.
-        crc32: CRC-32 (zlib) of the bytes.
+        crc32: CRC-32 (zlib) of the bytes, or None for a format that records none.
         block_crc32: CRC-32 of each block of ``BLOCK_BYTES``, the last one shorter; empty if there is only one.
     """
 
     offset: int
     size_bytes: int
     strides: tuple[int, ...] | None
-    crc32: int
+    crc32: int | None
     block_crc32: tuple[int, ...] = ()
 
 
@@ -184,7 +184,7 @@ def _read_attribute(value: object, key: str, offset: int, size_bytes: int) -> tu
         offset=start,
         size_bytes=length,
         strides=strides,
-        crc32=_natural(raw_crc, key, "raw crc32", below=2**32),
+        crc32=None if raw_crc is None else _natural(raw_crc, key, "raw crc32", below=2**32),
         block_crc32=tuple(int.from_bytes(blocks[i : i + 4], "little") for i in range(0, len(blocks), 4)),
     )
 
@@ -193,12 +193,25 @@ def _confined(path: object) -> str:
     """Accept a relative path of plain segments only: the bucket's content must not choose what else is read."""
     if not isinstance(path, str) or not 0 < len(path) <= _MAX_KEY_CHARS:
         raise _corrupt(METADATA_KEY, "an item has no object name, or none that a store takes")
+    fault = find_key_fault(path)
+    if fault is not None:
+        raise _corrupt(ascii(path), fault)
+    return path
+
+
+def find_key_fault(path: str) -> str | None:
+    """Find out why a name from a bucket may not be used as a key below the checkpoint's prefix.
+
+    Args:
+        path: The name.
+
+    Returns:
+        What is wrong, or None if it is a relative path of plain segments.
+    """
     segments = path.split("/")
     if "\\" in path or ":" in segments[0] or any(segment in ("", ".", "..") for segment in segments):
-        raise _corrupt(ascii(path), "an object name leaves the checkpoint's prefix")
-    if _UNPRINTABLE.search(path):
-        raise _corrupt(ascii(path), "an object name has control characters")
-    return path
+        return "an object name leaves the checkpoint's prefix"
+    return "an object name has control characters" if _UNPRINTABLE.search(path) else None
 
 
 def _natural(value: object, key: str, name: str, *, below: int = 2**63) -> int:
