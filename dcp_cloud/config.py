@@ -78,11 +78,14 @@ class TransferConfig:
             would otherwise need more parts than the provider takes. 16 MiB lies in the 8–16 MB that the providers'
             performance guides recommend.
         max_concurrency: Requests in flight at once, per save or load of one rank.
-        max_inflight_bytes: Bound for all bytes that are not the caller's own memory, per save or load of one rank:
-            staging copies of accelerator tensors, temporaries of converting loads, serialised objects.
+        max_inflight_bytes: Bound for all bytes that are not the caller's own memory: staging copies of accelerator
+            tensors, temporaries of converting loads, serialised objects. Saves and loads that run at the same time in
+            one process share it: one waits while what all of them hold would exceed its own bound.
         max_gap_bytes: Largest stretch of unwanted bytes that a ranged read carries along to save a request. None: a
             load takes what one connection brings in the time that a request needs for its first byte, as it saw when
             it read ``.metadata``.
+        stall_warning_s: Time without a request that succeeds after which a save or load logs a warning and emits a
+            ``Stalled`` event that say what it waits for, seconds; 0 for never.
         retry: How long to believe that a failure will pass.
     """
 
@@ -90,6 +93,7 @@ class TransferConfig:
     max_concurrency: int = 16
     max_inflight_bytes: int = 512 * MIB
     max_gap_bytes: int | None = None
+    stall_warning_s: float = 60.0
     retry: RetryConfig = RetryConfig()
 
     def __post_init__(self) -> None:
@@ -97,6 +101,7 @@ class TransferConfig:
         _require(self.part_size_bytes >= 1, "part_size_bytes", self.part_size_bytes, "at least 1")
         _require(1 <= self.max_concurrency <= 1024, "max_concurrency", self.max_concurrency, "1 to 1024")
         _require(self.max_inflight_bytes >= 1, "max_inflight_bytes", self.max_inflight_bytes, "at least 1")
+        _require(self.stall_warning_s >= 0, "stall_warning_s", self.stall_warning_s, "not negative")
         if self.max_gap_bytes is not None:
             _require_whole(self, "max_gap_bytes")
             _require(self.max_gap_bytes >= 0, "max_gap_bytes", self.max_gap_bytes, "not negative")

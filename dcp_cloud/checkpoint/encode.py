@@ -22,7 +22,7 @@ from dcp_cloud.errors import CheckpointError, UnsupportedFormatError
 from dcp_cloud.format.archive import TensorRecord
 from dcp_cloud.format.layout import RawData, StoredItem
 from dcp_cloud.format.transforms import transform_bytes
-from dcp_cloud.transfer.budget import ByteBudget
+from dcp_cloud.transfer.budget import Account
 from dcp_cloud.transfer.span import Span, crc32_of
 from dcp_cloud.transfer.upload import ObjectUpload
 
@@ -78,7 +78,7 @@ class ItemEncoder:
         self,
         planner: SavePlanner,
         extensions: Sequence[Any],
-        budget: ByteBudget,
+        budget: Account,
         *,
         is_on_host: Callable[[torch.Tensor], bool] = lambda tensor: tensor.device.type == "cpu",
     ) -> None:

@@ -36,7 +36,7 @@ def allowed_s(nbytes: int) -> float:
 
 
 class Deadlines:
-    """Cancels the scopes of requests that take too long. One thread, started with the first request.
+    """Cancels the scopes of requests that take too long, and calls others in time. One thread, started when needed.
 
     Args:
         clock: Monotonic time in seconds.
@@ -45,7 +45,7 @@ class Deadlines:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._changed = threading.Condition()
-        self._heap: list[tuple[float, int, CancelScope]] = []
+        self._heap: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = itertools.count()
         self._thread: threading.Thread | None = None
         self._is_closed = False
@@ -57,9 +57,18 @@ class Deadlines:
             scope: The scope.
             within_s: Its time, seconds from now.
         """
+        self.call_in(within_s, scope.cancel)
+
+    def call_in(self, delay_s: float, action: Callable[[], object]) -> None:
+        """Do something later, unless the end comes before.
+
+        Args:
+            delay_s: Seconds from now.
+            action: What to do, on the thread that watches the deadlines; quick.
+        """
         with self._changed:
             number = next(self._numbers)
-            heapq.heappush(self._heap, (self._clock() + within_s, number, scope))
+            heapq.heappush(self._heap, (self._clock() + delay_s, number, action))
             if self._thread is None and not self._is_closed:
                 self._thread = threading.Thread(target=self._run, name="dcp_cloud-deadlines", daemon=True)
                 self._thread.start()
@@ -79,10 +88,10 @@ class Deadlines:
             self._thread.join()
 
     def _run(self) -> None:
-        while (scope := self._next()) is not None:
-            scope.cancel()
+        while (action := self._next()) is not None:
+            action()
 
-    def _next(self) -> CancelScope | None:
+    def _next(self) -> Callable[[], object] | None:
         with self._changed:
             while not self._is_closed:
                 left_s = self._heap[0][0] - self._clock() if self._heap else None

@@ -15,17 +15,11 @@ from dataclasses import dataclass, field
 
 from dcp_cloud.config import TransferConfig
 from dcp_cloud.crc32 import crc32
-from dcp_cloud.errors import ConfigError, CorruptCheckpointError
+from dcp_cloud.errors import ConfigError, CorruptCheckpointError, TransferCancelledError
 from dcp_cloud.stores.base import ObjectStore
-from dcp_cloud.transfer.budget import ByteBudget
-from dcp_cloud.transfer.deadline import Deadlines
+from dcp_cloud.transfer.engine import Engine
 from dcp_cloud.transfer.events import EventHook, Phase, Progressed, ignore_event
-from dcp_cloud.transfer.hedge import Hedger
-from dcp_cloud.transfer.pace import Pace
 from dcp_cloud.transfer.ranges import Extent, Fetch, Slice, plan_fetches
-from dcp_cloud.transfer.retry import Retrier
-from dcp_cloud.transfer.retrying import RetryingStore
-from dcp_cloud.transfer.workers import WorkerPool
 
 logger = logging.getLogger(__name__)
 
@@ -147,19 +141,12 @@ class _Run:
         self._hook = hook
         self._phase: Phase = phase
         self._if_match = if_match
-        self._threads = max(1, min(config.max_concurrency, config.max_inflight_bytes // config.part_size_bytes))
-        self._pool = WorkerPool(self._threads, queue_limit=2 * self._threads, name="dcp_cloud-download")
-        self._budget = ByteBudget(config.max_inflight_bytes)
-        self._deadlines = Deadlines()
-        retrier = Retrier(
-            config=config.retry,
-            hook=hook,
-            cancelled=self._pool.cancelled,
-            pace=Pace(self._threads),
-            deadlines=self._deadlines,
+        self._engine = Engine(
+            store, config, name="dcp_cloud-download", hook=hook, phase=phase, queue_limit=2 * config.max_concurrency
         )
-        self._store = RetryingStore(store, retrier)
-        self._hedger = Hedger()
+        self._pool = self._engine.pool
+        self._budget = self._engine.budget
+        self._store = self._engine.store
         self._progress = [_Progress(target.memory, target.nbytes) for target in targets]
         self._finished: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         # Unwanted bytes between wanted ones land here; nobody reads it, so all threads may write it at once.
@@ -172,8 +159,8 @@ class _Run:
             max_fetch_bytes=self._fetch_bytes(),
         )
         feeder = threading.Thread(target=self._feed, args=(fetches,), name="dcp_cloud-download-feed", daemon=True)
-        try:
-            with self._deadlines, self._hedger, self._pool:
+        with self._engine:
+            try:
                 feeder.start()
                 for _ in self._targets:
                     index = self._finished.get()
@@ -181,16 +168,17 @@ class _Run:
                         break
                     self._hand_back(index)
                 self._pool.join()
-        finally:
-            self._pool.cancel()
-            self._budget.close()
-            if feeder.ident is not None:  # None: it could not be started, and that is the error
-                feeder.join()
+            except BaseException:
+                self._pool.cancel()  # the feeder may wait for a place, or for memory
+                raise
+            finally:
+                if feeder.ident is not None:  # None: it could not be started, and that is the error
+                    feeder.join()
 
     def _fetch_bytes(self) -> int:
         """Let every connection have its share of a small load, and no request be longer than a part."""
         total = sum(target.nbytes for target in self._targets)
-        share = -(-total // self._threads)
+        share = -(-total // self._config.max_concurrency)
         return min(self._config.part_size_bytes, max(_MIN_FETCH_BYTES, share))
 
     def _feed(self, fetches: Iterable[Fetch]) -> None:
@@ -245,15 +233,22 @@ class _Run:
             if turn == 0:
                 self._store.get_range(fetch.key, fetch.start, buffers, if_match=self._if_match)
                 return None
-            spare = memoryview(bytearray(nbytes))
-            self._store.get_range(fetch.key, fetch.start, [spare], if_match=self._if_match)
-            return spare
+            if not self._budget.try_acquire(nbytes):
+                raise TransferCancelledError("no second request", key=fetch.key, cause="there is no memory for it")
+            spares.append(memoryview(bytearray(nbytes)))
+            self._store.get_range(fetch.key, fetch.start, spares, if_match=self._if_match)
+            return spares[0]
 
-        spare = self._hedger.run(request, nbytes)
-        if spare is not None:
-            for buffer in buffers:
-                buffer[:] = spare[: buffer.nbytes]
-                spare = spare[buffer.nbytes :]
+        spares: list[memoryview] = []
+        try:
+            spare = self._engine.hedger.run(request, nbytes, awaits_loser=True)
+            if spare is not None:
+                for buffer in buffers:
+                    buffer[:] = spare[: buffer.nbytes]
+                    spare = spare[buffer.nbytes :]
+        finally:
+            if spares:
+                self._budget.release(nbytes)
 
     def _buffers(self, fetch: Fetch) -> tuple[list[memoryview], list[tuple[memoryview, memoryview]]]:
         """Lay the slices' memory end to end; what two slices share is read into one and copied to the other."""

@@ -81,7 +81,31 @@ class PhaseDone:
     error: str | None = None
 
 
-TransferEvent: TypeAlias = RequestDone | Planned | Progressed | PhaseDone
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stalled:
+    """No request has succeeded for ``TransferConfig.stall_warning_s``; sent again each time that much more has passed.
+
+    Args:
+        phase: What is stuck.
+        idle_s: Time since the last request that succeeded, or since the beginning, seconds.
+        requests: Requests under way, pauses between two tries of one included. 0: the transfer waits for something
+            else, its caller or memory.
+        verb: Method of the oldest of them; empty if there is none.
+        key: Key that it concerns.
+        pending_s: How long it has been under way, all its tries together, seconds.
+        waits_for_memory: Whether it waits for memory that this or another transfer of the process holds.
+    """
+
+    phase: Phase
+    idle_s: float
+    requests: int
+    verb: str = ""
+    key: str = ""
+    pending_s: float = 0.0
+    waits_for_memory: bool = False
+
+
+TransferEvent: TypeAlias = RequestDone | Planned | Progressed | PhaseDone | Stalled
 EventHook: TypeAlias = Callable[[TransferEvent], None]
 
 

@@ -16,6 +16,7 @@ from dcp_cloud.stores.cancel import CancelScope, current_scope
 from dcp_cloud.transfer.deadline import Deadlines, allowed_s
 from dcp_cloud.transfer.events import EventHook, RequestDone, ignore_event
 from dcp_cloud.transfer.pace import Pace
+from dcp_cloud.transfer.stall import StallWatch
 
 logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
@@ -34,6 +35,7 @@ class Retrier:
         cancelled: Ends a pause at once when set.
         pace: Bounds how many requests that move bytes are in flight; None for no bound.
         deadlines: Breaks off requests that move bytes too slowly; None to let them trickle.
+        stalls: Told what is under way; None where nobody asks.
         clock: Monotonic time in seconds.
         draw: Random number in ``[0, 1)``.
     """
@@ -43,6 +45,7 @@ class Retrier:
     cancelled: threading.Event = field(default_factory=threading.Event)
     pace: Pace | None = None
     deadlines: Deadlines | None = None
+    stalls: StallWatch | None = None
     clock: Callable[[], float] = time.monotonic
     draw: Callable[[], float] = random.random
 
@@ -63,6 +66,12 @@ class Retrier:
             TransferCancelledError: The transfer ended while it paused.
             DcpCloudError: It failed for good.
         """
+        if self.stalls is None:
+            return self._repeat(request, verb, key, size_bytes)
+        with self.stalls.request(verb, key):
+            return self._repeat(request, verb, key, size_bytes)
+
+    def _repeat(self, request: Callable[[], ResultT], verb: str, key: str, size_bytes: int) -> ResultT:
         began_s = self.clock()
         attempt = 1
         while True:

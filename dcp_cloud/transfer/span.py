@@ -13,6 +13,37 @@ from collections.abc import Callable, Iterable, Iterator
 from dcp_cloud.crc32 import combine_crc32, crc32
 
 
+class Room:
+    """Memory that late bytes will take, granted before they are made and given back when all of them are sent.
+
+    Shared by the spans that the bytes are cut into: a block is made whole even if two parts have a half of it each.
+
+    Args:
+        nbytes: How much.
+    """
+
+    __slots__ = ("_left_bytes", "_lock", "is_granted", "nbytes")
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.is_granted = False
+        self._left_bytes = nbytes
+        self._lock = threading.Lock()
+
+    def sent(self, nbytes: int) -> bool:
+        """Take note of sent bytes.
+
+        Args:
+            nbytes: How many.
+
+        Returns:
+            Whether all are sent now.
+        """
+        with self._lock:
+            self._left_bytes -= nbytes
+            return self._left_bytes == 0
+
+
 class Span:
     """Bytes of known length and lazily known content.
 
@@ -21,15 +52,22 @@ class Span:
         load: Gives the bytes: a one-dimensional memoryview of format ``B`` and length ``nbytes``. The memory must stay
             unchanged until the bytes are sent; then it is let go.
         on_sent: Called once when the store has the bytes, with their number.
+        room: Memory that ``load`` will take; None if it takes none, or has been granted it.
     """
 
-    __slots__ = ("_crc32", "_halves", "_load", "_lock", "_start", "nbytes", "on_sent")
+    __slots__ = ("_crc32", "_halves", "_load", "_lock", "_start", "nbytes", "on_sent", "room")
 
     def __init__(
-        self, nbytes: int, load: Callable[[], memoryview], *, on_sent: Callable[[int], None] | None = None
+        self,
+        nbytes: int,
+        load: Callable[[], memoryview],
+        *,
+        on_sent: Callable[[int], None] | None = None,
+        room: Room | None = None,
     ) -> None:
         self.nbytes = nbytes
         self.on_sent = on_sent
+        self.room = room
         self._load: Callable[[], memoryview] | None = load
         self._start = 0
         self._lock = threading.Lock()
@@ -80,7 +118,10 @@ class Span:
         """
         load = self._load
         assert load is not None  # noqa: S101 - a span is split before it is sent
-        halves = (Span(nbytes, load, on_sent=self.on_sent), Span(self.nbytes - nbytes, load, on_sent=self.on_sent))
+        halves = (
+            Span(nbytes, load, on_sent=self.on_sent, room=self.room),
+            Span(self.nbytes - nbytes, load, on_sent=self.on_sent, room=self.room),
+        )
         halves[0]._start, halves[1]._start = self._start, self._start + nbytes
         with self._lock:
             self._halves = halves

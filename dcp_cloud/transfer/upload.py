@@ -27,16 +27,12 @@ from typing_extensions import Self
 from dcp_cloud.config import TransferConfig
 from dcp_cloud.errors import ConfigError, describe
 from dcp_cloud.stores.base import MultipartUpload, ObjectStore, Part
-from dcp_cloud.transfer.budget import ByteBudget
-from dcp_cloud.transfer.deadline import Deadlines
+from dcp_cloud.transfer.engine import Engine
 from dcp_cloud.transfer.events import EventHook, Phase, Progressed, ignore_event
-from dcp_cloud.transfer.hedge import Hedger
-from dcp_cloud.transfer.pace import Pace
 from dcp_cloud.transfer.ranges import upload_part_bytes
 from dcp_cloud.transfer.retry import Retrier
-from dcp_cloud.transfer.retrying import RetryingStore, RetryingUpload
+from dcp_cloud.transfer.retrying import RetryingUpload
 from dcp_cloud.transfer.span import Span, crc32_of
-from dcp_cloud.transfer.workers import WorkerPool
 
 logger = logging.getLogger(__name__)
 
@@ -67,33 +63,24 @@ class Uploader:
         self._config = config
         self._hook = hook
         self._phase: Phase = phase
-        # A part under way may hold staged copies, as long as itself; the other half is for what waits to be sent.
-        threads = max(1, min(config.max_concurrency, config.max_inflight_bytes // 2 // config.part_size_bytes))
-        staged_bytes = threads * config.part_size_bytes
-        self.budget = ByteBudget(max(config.max_inflight_bytes - staged_bytes, config.max_inflight_bytes // 2))
-        # What a failed part holds is never released, so whoever waits for memory has to be woken.
-        self.pool = WorkerPool(threads, queue_limit=threads, name="dcp_cloud-upload", on_cancel=self.budget.close)
-        self._deadlines = Deadlines()
-        retrier = Retrier(
-            config=config.retry,
-            hook=hook,
-            cancelled=self.pool.cancelled,
-            pace=Pace(threads),
-            deadlines=self._deadlines,
+        self._engine = Engine(
+            store, config, name="dcp_cloud-upload", hook=hook, phase=phase, queue_limit=config.max_concurrency
         )
-        self.store = RetryingStore(store, retrier)
-        self.hedger = Hedger()
+        self.budget = self._engine.budget
+        self.pool = self._engine.pool
+        self.store = self._engine.store
+        self.hedger = self._engine.hedger
         self._uploads: list[ObjectUpload] = []
 
     def __enter__(self) -> Self:
+        self._engine.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with self._deadlines, self.hedger:
-                self.pool.__exit__(kind, error, trace)
+            self._engine.__exit__(kind, error, trace)
         except BaseException:  # an error that the pool still had to tell, or a Ctrl-C
             self._undo()
             raise
@@ -133,6 +120,8 @@ class Uploader:
         """
         for span in spans:
             span.forget()
+            if span.room is not None and span.room.sent(span.nbytes):
+                self.budget.release(span.room.nbytes)
             if span.on_sent is not None:
                 span.on_sent(span.nbytes)
         self._hook(Progressed(phase=self._phase, size_bytes=sum(span.nbytes for span in spans)))
@@ -166,6 +155,7 @@ class ObjectUpload:
         self._part_bytes = part_bytes
         self._open: list[Span] = []
         self._open_bytes = 0
+        self._open_held_bytes = 0
         self._multipart: RetryingUpload | None = None
         self._lock = threading.Lock()
         self._sent: list[Part] = []
@@ -175,8 +165,8 @@ class ObjectUpload:
 
     @property
     def open_bytes(self) -> int:
-        """Bytes appended that are not under way yet; only further progress of the appending thread sends them."""
-        return self._open_bytes
+        """Bytes of the budget in what was appended but is not under way yet: only the appending thread sends them."""
+        return self._open_held_bytes
 
     def append(self, span: Span) -> None:
         """Add bytes at the end, waiting while enough is under way.
@@ -195,6 +185,8 @@ class ObjectUpload:
             head, rest = (span, None) if span.nbytes <= room else span.split(room)
             self._open.append(head)
             self._open_bytes += head.nbytes
+            if head.on_sent is not None:
+                self._open_held_bytes += head.nbytes
             if rest is None:
                 return
             span = rest
@@ -207,7 +199,7 @@ class ObjectUpload:
         """
         limits = self._uploader.store.limits
         if self._multipart is None and self._open_bytes <= limits.max_put_bytes:
-            spans, self._open, self._open_bytes = self._open, [], 0
+            spans = self._take_open()
             self._uploader.pool.submit(lambda: self._put(spans))
             return
         self._send_open(is_last=True)
@@ -238,12 +230,21 @@ class ObjectUpload:
             )
         if self._multipart is None:
             self._multipart = self._uploader.store.create_multipart(self.key)
-        multipart, index, spans = self._multipart, self._begun_parts, self._open
-        self._open, self._open_bytes = [], 0
+        multipart, index, spans = self._multipart, self._begun_parts, self._take_open()
         with self._lock:
             self._begun_parts += 1
             self._ended = is_last
         self._uploader.pool.submit(lambda: self._put_part(multipart, index, spans))
+
+    def _take_open(self) -> list[Span]:
+        """Close the open part, when there is memory for the bytes that are to be made for it."""
+        rooms = {span.room for span in self._open if span.room is not None and not span.room.is_granted}
+        if rooms:
+            self._uploader.budget.acquire(sum(room.nbytes for room in rooms), own_bytes=self._open_held_bytes)
+        for room in rooms:
+            room.is_granted = True
+        spans, self._open, self._open_bytes, self._open_held_bytes = self._open, [], 0, 0
+        return spans
 
     def _put(self, spans: Sequence[Span]) -> None:
         self._begun_parts = 1

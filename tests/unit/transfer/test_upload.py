@@ -12,7 +12,7 @@ from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.testing.wrappers import RecordingStore
 from dcp_cloud.testing.wrappers.base import Request, StoreWrapper
 from dcp_cloud.transfer.events import Progressed, TransferEvent
-from dcp_cloud.transfer.span import Span, crc32_of
+from dcp_cloud.transfer.span import Room, Span, crc32_of
 from dcp_cloud.transfer.upload import Uploader
 from tests.unit.transfer.tools import config, content, keys, memory_store, random_bytes
 
@@ -135,18 +135,41 @@ class _CountInFlight(StoreWrapper):
                 self._now -= 1
 
 
-@pytest.mark.parametrize(
-    ("concurrency", "inflight", "expected"), [(3, 1 << 20, 3), (8, 128, 4), (8, 32, 1), (8, 1, 1), (1, 1 << 20, 1)]
-)
-def test_no_more_parts_are_under_way_than_concurrency_and_memory_allow(
-    concurrency: int, inflight: int, expected: int
-) -> None:
-    """As many parts as are allowed are sent at once, and not one more; they may take half of the memory."""
+@pytest.mark.parametrize(("concurrency", "expected"), [(3, 3), (8, 8), (1, 1)])
+def test_no_more_parts_are_under_way_than_allowed(concurrency: int, expected: int) -> None:
+    """As many parts as are allowed are sent at once, and not one more; the caller's own memory needs no budget."""
     store = _CountInFlight(memory_store(), expected)
-    with Uploader(store, config(part=16, concurrency=concurrency, inflight=inflight)) as uploader:
+    with Uploader(store, config(part=16, concurrency=concurrency, inflight=1)) as uploader:
         send(uploader, "k", [Span.of(random_bytes(16 * 20))])
         uploader.finish()
+        assert uploader.budget.peak_bytes == 0
     assert store.most == expected
+
+
+@pytest.mark.parametrize(("inflight", "expected"), [(1 << 20, 8), (64, 4), (40, 2), (16, 1), (1, 1)])
+def test_late_bytes_are_made_only_when_there_is_memory_for_them(inflight: int, expected: int) -> None:
+    """No more bytes are made for parts under way than the budget has room for; one part passes whatever its size."""
+    store = _CountInFlight(memory_store(), expected)
+    pieces = [random_bytes(8, number) for number in range(40)]
+    with Uploader(store, config(part=16, concurrency=8, inflight=inflight)) as uploader:
+        send(uploader, "k", [Span(8, lambda piece=piece: memoryview(piece), room=Room(8)) for piece in pieces])
+        uploader.finish()
+        assert uploader.budget.held_bytes == 0
+        assert uploader.budget.peak_bytes <= max(inflight, 16)
+    assert store.most == expected
+    assert content(store, "k") == b"".join(pieces)
+
+
+def test_room_of_a_block_in_two_parts_is_given_back_when_both_are_sent() -> None:
+    """A block that parts share is made whole, so it counts whole until its last byte is sent."""
+    store = memory_store()
+    blocks = [random_bytes(24, number) for number in range(5)]
+    with Uploader(store, config(part=16, concurrency=2, inflight=64)) as uploader:
+        send(uploader, "k", [Span(24, lambda block=block: memoryview(block), room=Room(24)) for block in blocks])
+        uploader.finish()
+        assert uploader.budget.held_bytes == 0
+        assert 24 <= uploader.budget.peak_bytes <= 64
+    assert content(store, "k") == b"".join(blocks)
 
 
 def test_the_appending_thread_waits_when_enough_is_under_way() -> None:

@@ -230,14 +230,14 @@ def test_ctrl_c_in_the_waiting_caller_cancels_and_joins() -> None:
 @pytest.mark.parametrize("nth", range(0, 400, 8))
 def test_ctrl_c_at_any_moment_of_submitting_leaves_no_lock_taken(nth: int) -> None:
     """Wherever in submitting, waiting for memory or joining the signal hits the caller: all threads end."""
-    budget = ByteBudget(4)
+    budget = ByteBudget().open(4)
 
     def task(number: int) -> None:
         if number == 100 + nth:
             press_ctrl_c()
         budget.release(1)
 
-    with pytest.raises(KeyboardInterrupt), new_pool(threads=4, on_cancel=budget.close) as pool:
+    with pytest.raises(KeyboardInterrupt), new_pool(threads=4, on_cancel=budget.cancel) as pool:
         for number in range(2000):
             budget.acquire(1)
             pool.submit(lambda number=number: task(number))
