@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from dcp_cloud.cli.bench import bench
 from dcp_cloud.cli.config import config_show
 from dcp_cloud.cli.demo import demo
+from dcp_cloud.cli.diff import diff
 from dcp_cloud.cli.failures import MEANINGS, ExitCode, show_error
 from dcp_cloud.cli.inspect import inspect
 from dcp_cloud.cli.listing import ls
@@ -33,6 +34,7 @@ _COMMANDS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "ls": ls,
         "inspect": inspect,
         "verify": verify,
+        "diff": diff,
         "rm": rm,
         "sweep": sweep,
         "config show": config_show,
@@ -56,6 +58,10 @@ _EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "dcp-cloud verify s3://bucket/run/step-100",
             "dcp-cloud verify s3://bucket/run/step-100 --shallow",
             "dcp-cloud verify s3://bucket/run/step-100 --json > report.json || echo damaged",
+        ),
+        "diff": (
+            "dcp-cloud diff s3://bucket/run/step-100 s3://bucket/run/step-200",
+            "dcp-cloud diff ./before gs://bucket/after --values",
         ),
         "rm": (
             "dcp-cloud rm s3://bucket/run/step-100 --dry-run",

@@ -1,1 +1,1 @@
-"""What looks at a user's own place and machine rather than at a checkpoint. Without torch."""
+"""What looks at checkpoints and at the places they lie in from outside a job: the logic behind the commands."""
