@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from dcp_cloud.checkpoint.writer import CloudStorageWriter
     from dcp_cloud.config import RetryConfig, TransferConfig
     from dcp_cloud.errors import DcpCloudError
+    from dcp_cloud.huggingface.consolidate import consolidate_safetensors
+    from dcp_cloud.huggingface.reader import CloudHuggingFaceStorageReader
+    from dcp_cloud.huggingface.writer import CloudHuggingFaceStorageWriter
     from dcp_cloud.stores.azure_config import AzureConfig
     from dcp_cloud.stores.base import ObjectStore
     from dcp_cloud.stores.gcs_config import GCSConfig
@@ -42,6 +45,8 @@ __all__ = [
     "AzureStorageReader",
     "AzureStorageWriter",
     "CloudCheckpointer",
+    "CloudHuggingFaceStorageReader",
+    "CloudHuggingFaceStorageWriter",
     "CloudLoadPlanner",
     "CloudStorageReader",
     "CloudStorageWriter",
@@ -57,6 +62,7 @@ __all__ = [
     "StoreURI",
     "TransferConfig",
     "TransferSummary",
+    "consolidate_safetensors",
     "open_store",
 ]
 
@@ -67,6 +73,8 @@ _HOMES: Mapping[str, str] = MappingProxyType(
         "AzureStorageReader": "dcp_cloud.checkpoint.providers",
         "AzureStorageWriter": "dcp_cloud.checkpoint.providers",
         "CloudCheckpointer": "dcp_cloud.checkpoint.checkpointer",
+        "CloudHuggingFaceStorageReader": "dcp_cloud.huggingface.reader",
+        "CloudHuggingFaceStorageWriter": "dcp_cloud.huggingface.writer",
         "CloudLoadPlanner": "dcp_cloud.checkpoint.planner",
         "CloudStorageReader": "dcp_cloud.checkpoint.reader",
         "CloudStorageWriter": "dcp_cloud.checkpoint.writer",
@@ -82,6 +90,7 @@ _HOMES: Mapping[str, str] = MappingProxyType(
         "StoreURI": "dcp_cloud.uri",
         "TransferConfig": "dcp_cloud.config",
         "TransferSummary": "dcp_cloud.checkpoint.summary",
+        "consolidate_safetensors": "dcp_cloud.huggingface.consolidate",
         "open_store": "dcp_cloud.stores.registry",
     }
 )

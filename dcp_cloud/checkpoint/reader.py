@@ -30,6 +30,7 @@ from dcp_cloud.errors import (
 )
 from dcp_cloud.format.layout import metadata_key
 from dcp_cloud.format.metadata import load_metadata
+from dcp_cloud.format.shapes import check_shapes
 from dcp_cloud.transfer.events import EventHook, RequestDone, TransferEvent, ignore_event
 
 logger = logging.getLogger(__name__)
@@ -52,9 +53,11 @@ class CloudStorageReader(StorageReader):
         config: The provider's settings, for example :class:`~dcp_cloud.S3Config`.
         extension_registry: torch's registry of stream transforms, for checkpoints with transforms of your own.
         allow_global: Allows further classes in ``.metadata``: called with module and name, returns the object to use
-            or None. For planners that put types of their own there.
+            or None. For planners that put types of their own there, and for values that are no tensors.
         unsafe_metadata: Load ``.metadata`` with the plain unpickler, which runs whatever code it holds. Only for
             buckets that nobody else can write.
+        unsafe_values: Hand values that are no tensors to the load planner without looking into them; torch's own
+            opens them without restriction. Only for buckets that nobody else can write.
         on_event: Told of progress and requests, from worker threads.
 
     Raises:
@@ -73,6 +76,7 @@ class CloudStorageReader(StorageReader):
         extension_registry: Any = None,  # noqa: ANN401 - torch 2.6 has no such class
         allow_global: Callable[[str, str], object | None] | None = None,
         unsafe_metadata: bool = False,
+        unsafe_values: bool = False,
         on_event: EventHook | None = None,
     ) -> None:
         super().__init__()
@@ -80,6 +84,7 @@ class CloudStorageReader(StorageReader):
         self._registry = extension_registry
         self._allow_global = allow_global
         self._unsafe_metadata = unsafe_metadata
+        self._unsafe_values = unsafe_values
         self._hook = on_event or ignore_event
         self._load_id = uuid.uuid4().hex
         self._metadata: Metadata | None = None
@@ -198,26 +203,7 @@ class CloudStorageReader(StorageReader):
         error: BaseException | None = None
         try:
             self._commits = {}
-            self._fill(self._metadata, plan, planner, collector)
-        except BucketNotFoundError as caught:
-            error = caught
-            raise
-        except OutOfRangeError as caught:
-            error = CorruptCheckpointError(
-                "an object is shorter than the checkpoint says",
-                key=self._location.uri.locate(caught.key or "").root,
-                cause=caught,
-                hint="load another checkpoint; 'dcp-cloud verify' lists everything that is damaged",
-            )
-            raise error from caught
-        except NotFoundError as caught:
-            error = IncompleteCheckpointError(
-                "an object that the checkpoint names is gone",
-                key=self._location.uri.locate(caught.key or "").root,
-                cause=caught,
-                hint="if the checkpoint was just replaced by another job, load again; else 'dcp-cloud verify' it",
-            )
-            raise error from caught
+            self.fill(self._metadata, plan, planner, hook=collector)
         except BaseException as caught:
             error = caught
             raise
@@ -240,8 +226,50 @@ class CloudStorageReader(StorageReader):
         """Release connections; the reader may be used again."""
         self._location.store.close()
 
+    def fill(self, metadata: Metadata, plan: LoadPlan, planner: LoadPlanner, *, hook: EventHook) -> None:
+        """Fill the targets of any plan, for whoever reads a checkpoint piece by piece.
+
+        Args:
+            metadata: What ``read_metadata`` returned.
+            plan: What to read.
+            planner: Gives the targets.
+            hook: Told of progress and requests.
+
+        Raises:
+            CorruptCheckpointError: Stored bytes are not what was saved.
+            IncompleteCheckpointError: An object that the checkpoint names is gone.
+            StoreError: The store refused.
+        """
+        try:
+            self._fill(metadata, plan, planner, hook)
+        except BucketNotFoundError:
+            raise
+        except OutOfRangeError as error:
+            raise CorruptCheckpointError(
+                "an object is shorter than the checkpoint says",
+                key=self._location.uri.locate(error.key or "").root,
+                cause=error,
+                hint="load another checkpoint; 'dcp-cloud verify' lists everything that is damaged",
+            ) from error
+        except NotFoundError as error:
+            raise IncompleteCheckpointError(
+                "an object that the checkpoint names is gone",
+                key=self._location.uri.locate(error.key or "").root,
+                cause=error,
+                hint="if the checkpoint was just replaced by another job, load again; else 'dcp-cloud verify' it",
+            ) from error
+
     def _fill(self, metadata: Metadata, plan: LoadPlan, planner: LoadPlanner, hook: EventHook) -> None:
-        filler = PlanFiller(self._location.store, self._transfer(), metadata, planner, self._registry, hook=hook)
+        filler = PlanFiller(
+            self._location.store,
+            self._transfer(),
+            metadata,
+            planner,
+            self._registry,
+            hook=hook,
+            allow_global=self._allow_global,
+            unsafe_values=self._unsafe_values,
+        )
         filler.fill(plan)
 
     def _read_commit(self, key: str) -> Metadata:
@@ -260,6 +288,7 @@ class CloudStorageReader(StorageReader):
             extra_allowed=self._allow_global,
             unsafe=self._unsafe_metadata,
         )
+        check_shapes(metadata, key=f"{self.checkpoint_id}/{key}")
         meta = getattr(metadata, "storage_meta", None) or StorageMeta()
         meta.load_id = self._load_id
         metadata.storage_meta = meta

@@ -1,0 +1,1 @@
+"""Models in Hugging Face's safetensors files: written, read, dequantised and consolidated on any object store."""
