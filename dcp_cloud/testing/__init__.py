@@ -8,11 +8,13 @@ The servers run on 127.0.0.1 and need no Docker::
         server.create_bucket("bucket")
         uri = server.uri("bucket", "run/step-1")  # to be opened with server.environment in the environment
 
-The stores that wrap a store are in :mod:`dcp_cloud.testing.wrappers`.
+The stores that wrap a store are in :mod:`dcp_cloud.testing.wrappers`; the proxy that goes between a real client and a
+real server is in :mod:`dcp_cloud.testing.proxy`.
 """
 
 from __future__ import annotations
 
+from dcp_cloud.testing.proxy import Exchange, FaultProxy, NetworkFault
 from dcp_cloud.testing.servers import (
     AzuriteServer,
     CephServer,
@@ -27,12 +29,15 @@ from dcp_cloud.testing.wrappers import Fault, FaultyStore, LatencyStore, Recordi
 __all__ = [
     "AzuriteServer",
     "CephServer",
+    "Exchange",
     "ExternalServer",
     "FakeGCSServer",
     "Fault",
+    "FaultProxy",
     "FaultyStore",
     "LatencyStore",
     "MotoServer",
+    "NetworkFault",
     "ObjectServer",
     "RecordingStore",
     "SimulatedCrash",
