@@ -153,7 +153,7 @@ class _CommitReader:
     def _tensor(self, fqn: str, entry: TensorStorageMetadata) -> TensorEntry:
         dtype = entry.properties.dtype
         if not isinstance(dtype, torch.dtype):
-            raise _senseless(self._key, f"the dtype of {fqn!r} is {dtype!r}")
+            raise _senseless(self._key, f"the dtype of {fqn!r} is a {type(dtype).__name__}")
         shape = _lengths(entry.size, fqn, self._key)
         shards = [self._chunk(fqn, chunk, len(shape), dtype) for chunk in entry.chunks]
         return TensorEntry(
@@ -227,8 +227,11 @@ def _objects(chunks: Iterable[Shard], values: Iterable[Shard], listed: Mapping[s
 
 def _lengths(values: Iterable[Any], fqn: str, key: str) -> tuple[int, ...]:
     lengths = tuple(values)
-    if not all(isinstance(length, int) and 0 <= length < 2**63 for length in lengths):
-        raise _senseless(key, f"a size or offset of {fqn!r} is no length: {lengths!r}")
+    for length in lengths:
+        if type(length) is not int:  # not shown: writing out shared lists can take for ever
+            raise _senseless(key, f"a size or offset of {fqn!r} is no length but a {type(length).__name__}")
+        if not 0 <= length < 2**63:
+            raise _senseless(key, f"a size or offset of {fqn!r} is no length")
     return lengths
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 
@@ -21,6 +22,7 @@ from dcp_cloud.format.items import load_item
 from dcp_cloud.format.layout import BLOCK_BYTES, RawData, StoredItem, from_storage_info
 from dcp_cloud.format.parse import NeedMore, RawLayout, parse_header
 from dcp_cloud.format.transforms import undo_transforms
+from dcp_cloud.format.values import check_value, is_archive
 from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.transfer.download import Check, Downloader, Target
 from dcp_cloud.transfer.events import EventHook, Planned
@@ -72,6 +74,8 @@ class PlanFiller:
         planner: Gives the targets.
         registry: torch's registry of stream transforms, or None for its default.
         hook: Told of progress.
+        allow_global: Allows further names in values that are no tensors.
+        unsafe_values: Hand such values to the planner unchecked.
     """
 
     def __init__(
@@ -83,9 +87,15 @@ class PlanFiller:
         registry: Any,  # noqa: ANN401 - torch 2.6 has no such class
         *,
         hook: EventHook,
+        allow_global: Callable[[str, str], object | None] | None = None,
+        unsafe_values: bool = False,
     ) -> None:
         self._metadata = metadata
         self._planner = planner
+        self._allow_global = allow_global
+        self._unsafe_values = unsafe_values
+        # A planner with a way of its own may store anything; what begins like an archive is checked all the same.
+        self._opens_pickles = type(planner).load_bytes is DefaultLoadPlanner.load_bytes
         self._registry = registry
         self._chunks: dict[str, dict[tuple[int, ...], tuple[int, ...]]] = {}
         self._hook = hook
@@ -216,7 +226,10 @@ class PlanFiller:
 
     def _byte_target(self, read: _Read) -> Target:
         def done(memory: memoryview) -> None:
-            self._planner.load_bytes(read.item, io.BytesIO(self._plain(read, memory)))
+            value = self._plain(read, memory)
+            if not self._unsafe_values and (self._opens_pickles or is_archive(value)):
+                check_value(value, key=read.stored.key, label=read.label, allow_global=self._allow_global)
+            self._planner.load_bytes(read.item, io.BytesIO(value))
 
         return self._item_target(read, done=done)
 

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from dcp_cloud.crc32 import crc32
 from dcp_cloud.errors import CorruptCheckpointError, UnsafeCheckpointError, UnsupportedFormatError
 from dcp_cloud.format.pickle_names import NameNotAllowedError, Names
 from dcp_cloud.format.pickle_scan import RefusedInstructionError, scan_pickle
@@ -29,6 +30,10 @@ ExtraAllowed: TypeAlias = Callable[[str, str], object | None]
 
 # The protocol of torch's FileSystemWriter: readable by every Python that torch supports.
 _PROTOCOL = 4
+# Places of a list whose values are empty dicts have no name.
+_MAX_EMPTY_PLACES = 1000
+_SEAL = b"\n# dcp_cloud crc32 "
+_SEAL_BYTES = len(_SEAL) + 8
 
 
 def dump_metadata(metadata: Metadata) -> bytes:
@@ -38,20 +43,22 @@ def dump_metadata(metadata: Metadata) -> bytes:
         metadata: The table of contents, with ``storage_data`` set.
 
     Returns:
-        A pickle that torch's FileSystemReader loads.
+        A pickle that torch's FileSystemReader loads, and a seal: a checksum of it, after its last instruction, where
+        unpicklers do not look.
 
     Raises:
         UnsupportedFormatError: A planner put something into ``planner_data`` that cannot be pickled.
     """
     try:
         with _gc_paused():
-            return pickle.dumps(metadata, protocol=_PROTOCOL)
+            data = pickle.dumps(metadata, protocol=_PROTOCOL)
     except Exception as error:  # pickling runs code of the objects themselves
         raise UnsupportedFormatError(
             "the checkpoint's metadata cannot be pickled",
             cause=error,
             hint="look for an unpicklable object in what the save planner puts into planner_data",
         ) from error
+    return b"".join((data, _SEAL, b"%08x" % crc32(data)))
 
 
 def load_metadata(
@@ -75,7 +82,8 @@ def load_metadata(
     """
     try:
         with _gc_paused():
-            found = pickle.loads(data) if unsafe else _load(data, extra_allowed)  # noqa: S301 - asked for by name
+            pickled = _unsealed(data)
+            found = pickle.loads(pickled) if unsafe else _load(pickled, extra_allowed)  # noqa: S301 - asked for by name
             return _checked(found)
     except (NameNotAllowedError, RefusedInstructionError) as error:
         raise UnsafeCheckpointError(
@@ -93,6 +101,18 @@ def load_metadata(
         ) from error
 
 
+def _unsealed(data: bytes | memoryview) -> memoryview:
+    """Give the pickle without its seal, which must hold; torch's own writers, and older ones, make none."""
+    view = memoryview(data)
+    pickled, seal = view[:-_SEAL_BYTES], bytes(view[-_SEAL_BYTES:])
+    if not seal.startswith(_SEAL):
+        return view
+    found = b"%08x" % crc32(pickled)
+    if seal[len(_SEAL) :] != found:
+        raise ValueError(f"its CRC-32 is {found.decode()}, {ascii(seal[len(_SEAL) :])[2:-1]} was recorded")
+    return pickled
+
+
 class _Unpickler(pickle.Unpickler):
     def __init__(self, data: bytes | memoryview, names: Names) -> None:
         super().__init__(io.BytesIO(data))
@@ -102,8 +122,9 @@ class _Unpickler(pickle.Unpickler):
         return self._names.find(module_name, global_name)
 
 
-def _load(data: bytes | memoryview, extra_allowed: ExtraAllowed | None) -> object:
-    scan_pickle(data)
+def _load(data: memoryview, extra_allowed: ExtraAllowed | None) -> object:
+    if scan_pickle(data) != len(data):  # by a damaged seal, or by an end that damage has made
+        raise ValueError("bytes follow the end of the pickle")
     names = Names(extra_allowed)
     found = _Unpickler(data, names).load()
     names.settle()
@@ -128,6 +149,7 @@ def _checked(found: object) -> Metadata:
         raise TypeError("storage_data is no dict of items")
     if not isinstance(fields.get("storage_meta"), (StorageMeta, type(None))):
         raise TypeError("storage_meta has another type")
+    _check_paths(fields.get("planner_data"))
     return found
 
 
@@ -138,6 +160,19 @@ def _check_tensor(name: str, entry: TensorStorageMetadata) -> None:
         raise TypeError(f"the size or the properties of {name!r} have another type")
     if not isinstance(chunks, list) or set(map(type, chunks)) - {ChunkStorageMetadata}:
         raise TypeError(f"the chunks of {name!r} are no list of chunks")
+
+
+def _check_paths(planner_data: object) -> None:
+    """Check the places of values in the state dict, as torch's planner notes them.
+
+    torch makes lists as long as the numbers say. In an honest state dict nearly every place up to a number is taken.
+    """
+    if type(planner_data) is not dict:
+        return
+    most = len(planner_data) + _MAX_EMPTY_PLACES
+    for path in planner_data.values():
+        if type(path) is tuple and any(type(part) is int and not 0 <= part < most for part in path):
+            raise ValueError(f"planner_data of {len(planner_data)} values tells of a longer list")
 
 
 @contextlib.contextmanager

@@ -46,6 +46,8 @@ _LAYOUTS = {str(value): value for value in vars(torch).values() if isinstance(va
 _MAX_DIMENSIONS = 64
 _MAX_FIELDS = 16
 _MAX_PATH_CHARS = 4096
+# No tensor has more chunks.
+_MAX_INDEX = 2**60
 
 
 class NameNotAllowedError(Exception):
@@ -113,6 +115,8 @@ class Names:
         def setstate(self: Any, state: Any) -> None:  # noqa: ANN401 - whatever a pickle gives
             if type(state) is not dict or len(state) > _MAX_FIELDS or not required <= state.keys():
                 raise TypeError(f"a {real.__name__} has other fields")
+            if real is dcp_metadata.MetadataIndex:
+                _check_index(state)
             self.__dict__.update(state)
             made.append(self)
 
@@ -137,20 +141,38 @@ class Names:
         }
         if not dataclasses.fields(real):  # without fields there is no state, and nobody calls __setstate__
             namespace["__new__"] = new
+        if real is not dcp_metadata.MetadataIndex:
+            namespace["__hash__"] = None  # only indices are keys; hashing anything else would follow a forger's fields
         return type(real.__name__, (real,), namespace)
+
+
+def _check_index(state: dict[str, Any]) -> None:
+    """See that a key can be hashed at once: what is in it was chosen by whoever wrote the pickle."""
+    offset, index = state.get("offset"), state.get("index")
+    if (
+        type(state["fqn"]) is not str
+        or type(offset) not in (torch.Size, type(None))
+        or not (index is None or (type(index) is int and 0 <= index < _MAX_INDEX))
+    ):
+        raise TypeError("a MetadataIndex has fields of other types")
 
 
 def _size_maker() -> Callable[..., torch.Size]:
     def size(values: tuple[int, ...] | list[int] = ()) -> torch.Size:
         if type(values) not in (tuple, list) or len(values) > _MAX_DIMENSIONS:
             raise TypeError("a torch.Size has other arguments")
-        return torch.Size(values)
+        made = torch.Size(values)
+        if made and min(made) < 0:
+            raise ValueError("a torch.Size is negative")
+        return made
 
     return size
 
 
 def _layout_maker() -> Callable[[str], torch.layout]:
     def layout(name: str) -> torch.layout:
+        if type(name) is not str:
+            raise TypeError("a layout has another name")
         return _LAYOUTS[name]
 
     return layout
@@ -189,6 +211,8 @@ class _Encoding:
 
 def _encoding_maker() -> Callable[[int], _Encoding]:
     def encoding(value: int) -> _Encoding:
+        if type(value) is not int:
+            raise TypeError("a memory format has another number")
         return _Encoding(value)
 
     return encoding
