@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dcp_cloud.config import RetryConfig, TransferConfig
     from dcp_cloud.errors import DcpCloudError
     from dcp_cloud.huggingface.consolidate import consolidate_safetensors
+    from dcp_cloud.huggingface.quantized import CloudQuantizedHuggingFaceStorageReader
     from dcp_cloud.huggingface.reader import CloudHuggingFaceStorageReader
     from dcp_cloud.huggingface.writer import CloudHuggingFaceStorageWriter
     from dcp_cloud.stores.azure_config import AzureConfig
@@ -48,6 +49,7 @@ __all__ = [
     "CloudHuggingFaceStorageReader",
     "CloudHuggingFaceStorageWriter",
     "CloudLoadPlanner",
+    "CloudQuantizedHuggingFaceStorageReader",
     "CloudStorageReader",
     "CloudStorageWriter",
     "DcpCloudError",
@@ -76,6 +78,7 @@ _HOMES: Mapping[str, str] = MappingProxyType(
         "CloudHuggingFaceStorageReader": "dcp_cloud.huggingface.reader",
         "CloudHuggingFaceStorageWriter": "dcp_cloud.huggingface.writer",
         "CloudLoadPlanner": "dcp_cloud.checkpoint.planner",
+        "CloudQuantizedHuggingFaceStorageReader": "dcp_cloud.huggingface.quantized",
         "CloudStorageReader": "dcp_cloud.checkpoint.reader",
         "CloudStorageWriter": "dcp_cloud.checkpoint.writer",
         "DcpCloudError": "dcp_cloud.errors",

@@ -7,7 +7,6 @@ No tensor is ever whole in memory, whatever shards it was saved as.
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -15,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from dcp_cloud.checkpoint.boxes import BoxPlanner
 from dcp_cloud.checkpoint.reader import CloudStorageReader
 from dcp_cloud.checkpoint.tiling import Box
 from dcp_cloud.errors import UnsupportedFormatError
@@ -132,80 +131,28 @@ class TensorStream:
                 step.upload.append(step.span)
 
 
-class _PiecePlanner(LoadPlanner):
-    """Gives the memory of pieces as targets; a target's name is its number."""
-
-    def __init__(self) -> None:
-        self.items: list[ReadItem] = []
-        self._targets: list[torch.Tensor] = []
-
-    def add(self, piece: _Piece) -> None:
-        piece.memory = np.empty(piece.stop - piece.start, dtype=np.uint8)
-        dtype = piece.entry.properties.dtype
-        values = torch.from_numpy(piece.memory).view(dtype)
-        first, last = piece.start // dtype.itemsize, piece.stop // dtype.itemsize
-        position = 0
-        for box in linear_boxes(tuple(piece.entry.size), first, last):
-            numel = math.prod(box.sizes)
-            target = values[position : position + numel].view(box.sizes)
-            position += numel
-            self._add_box(piece, box, target)
-
-    def _add_box(self, piece: _Piece, box: Box, target: torch.Tensor) -> None:
-        for chunk in piece.entry.chunks:
-            low = tuple(map(max, box.offsets, chunk.offsets))
-            high = tuple(
-                min(a + n, b + m) for a, n, b, m in zip(box.offsets, box.sizes, chunk.offsets, chunk.sizes, strict=True)
-            )
-            if any(start >= stop for start, stop in zip(low, high, strict=True)):
-                continue
-            part = target
-            for dim, (start, stop) in enumerate(zip(low, high, strict=True)):
-                part = part.narrow(dim, start - box.offsets[dim], stop - start)
-            self.items.append(
-                ReadItem(
-                    type=LoadItemType.TENSOR,
-                    dest_index=MetadataIndex(str(len(self._targets))),
-                    dest_offsets=torch.Size([0] * len(low)),
-                    storage_index=MetadataIndex(piece.fqn, chunk.offsets),
-                    storage_offsets=torch.Size([a - b for a, b in zip(low, chunk.offsets, strict=True)]),
-                    lengths=torch.Size(part.shape),
-                )
-            )
-            self._targets.append(part)
-
-    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
-        return self._targets[int(read_item.dest_index.fqn)]
-
-    def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
-        pass
-
-    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        raise NotImplementedError
-
-    def set_up_planner(self, *_: object, **__: object) -> None:
-        raise NotImplementedError
-
-    def create_local_plan(self) -> LoadPlan:
-        return LoadPlan(self.items)
-
-    def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
-        return global_plan
-
-    def finish_plan(self, central_plan: LoadPlan) -> LoadPlan:
-        return central_plan
-
-
 def _read(reader: CloudStorageReader, metadata: Metadata, pieces: Sequence[_Piece], hook: EventHook) -> None:
-    planner = _PiecePlanner()
+    planner = BoxPlanner()
     for piece in pieces:
-        planner.add(piece)
+        _plan(piece, planner)
 
     def pass_requests(event: TransferEvent) -> None:
         if isinstance(event, RequestDone):
             hook(event)
 
     reader.fill(metadata, planner.create_local_plan(), planner, hook=pass_requests)
+
+
+def _plan(piece: _Piece, planner: BoxPlanner) -> None:
+    piece.memory = np.empty(piece.stop - piece.start, dtype=np.uint8)
+    dtype = piece.entry.properties.dtype
+    values = torch.from_numpy(piece.memory).view(dtype)
+    first, last = piece.start // dtype.itemsize, piece.stop // dtype.itemsize
+    position = 0
+    for box in linear_boxes(tuple(piece.entry.size), first, last):
+        numel = math.prod(box.sizes)
+        planner.add(piece.fqn, piece.entry, box, values[position : position + numel].view(box.sizes))
+        position += numel
 
 
 def linear_boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[Box]:
