@@ -1,0 +1,168 @@
+"""From a state dict that names what is wanted to pairs of tensors: where to, and where from.
+
+The rules are those of torch's reader: a mapping is filled for the keys it has, ``None`` stands for "whatever is there",
+lists are taken item by item, values that are no tensors are replaced.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from dcp_cloud.errors import StateDictMismatchError, UnsupportedFormatError
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A tensor to fill.
+
+    Args:
+        target: Where to.
+        source: The stored tensor, without data.
+        name: Its place in the state dict.
+    """
+
+    target: torch.Tensor
+    source: torch.Tensor
+    name: str
+
+
+@dataclass(slots=True)
+class Matcher:
+    """Walks a state dict along a stored one.
+
+    Args:
+        allocate: Makes a tensor like a stored one, where there is none to fill.
+    """
+
+    allocate: Callable[[torch.Tensor], torch.Tensor]
+    pairs: list[Pair] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def match(self, wanted: Any, stored: Any) -> Any:  # noqa: ANN401 - any nesting of anything
+        """Find everything that is wanted.
+
+        Args:
+            wanted: The state dict to fill; mappings are filled in place.
+            stored: The stored one, its tensors without data.
+
+        Returns:
+            The filled state dict, when the pairs have been read.
+
+        Raises:
+            StateDictMismatchError: Something has another type, size or dtype; all such places are told.
+            UnsupportedFormatError: Tensors are hidden in an object that is no container.
+        """
+        found = self._match(wanted, stored, "")
+        if self.problems:
+            more = len(self.problems) - _SHOWN
+            raise StateDictMismatchError(
+                "the state dict does not fit the file of this rank",
+                cause="; ".join(self.problems[:_SHOWN]) + (f"; and {more} more" if more > 0 else ""),
+                hint="None as a value takes whatever is stored",
+            )
+        return found
+
+    def _match(self, wanted: Any, stored: Any, name: str) -> Any:  # noqa: ANN401
+        if isinstance(stored, torch.Tensor):
+            return self._tensor(wanted, stored, name)
+        if isinstance(stored, Mapping):
+            return self._mapping(wanted, stored, name)
+        if isinstance(stored, (list, tuple)):
+            return self._sequence(wanted, stored, name)
+        if wanted is not None and stored is not None and not isinstance(wanted, type(stored)):
+            self._differ(name, type(wanted).__name__, type(stored).__name__)
+        elif _hides_tensors(stored):
+            raise UnsupportedFormatError(
+                f"{name!r} cannot be read by itself",
+                cause=f"it is a {type(stored).__name__} that holds tensors",
+                hint="load the whole file: read(path) without a state dict",
+            )
+        return stored
+
+    def _mapping(self, wanted: Any, stored: Mapping[Any, Any], name: str) -> Any:  # noqa: ANN401
+        target = dict.fromkeys(stored) if wanted is None else wanted
+        if not isinstance(target, Mapping):
+            self._differ(name, type(wanted).__name__, type(stored).__name__)
+            return wanted
+        for key in list(target):
+            place = f"{name}.{key}" if name else f"{key}"
+            if key in stored:
+                target[key] = self._match(target[key], stored[key], place)  # type: ignore[index]  # state dicts are
+            else:
+                self.missing.append(place)
+        return target
+
+    def _sequence(self, wanted: Any, stored: list[Any] | tuple[Any, ...], name: str) -> Any:  # noqa: ANN401
+        targets = [None] * len(stored) if wanted is None else wanted
+        if not isinstance(targets, (list, tuple)):
+            self._differ(name, type(wanted).__name__, type(stored).__name__)
+            return wanted
+        count = max(len(targets), len(stored))
+        self.missing.extend(f"{name}[{index}]" for index in range(len(stored), count))
+        found = [
+            self._match(targets[index] if index < len(targets) else None, stored[index], f"{name}[{index}]")
+            if index < len(stored)
+            else targets[index]
+            for index in range(count)
+        ]
+        if isinstance(stored, tuple):
+            return type(stored)(*found) if hasattr(stored, "_fields") else type(stored)(found)
+        return found
+
+    def _tensor(self, wanted: Any, stored: torch.Tensor, name: str) -> Any:  # noqa: ANN401
+        target = self.allocate(stored) if wanted is None else wanted
+        if not isinstance(target, torch.Tensor) or isinstance(target, DTensor) != isinstance(stored, DTensor):
+            self._differ(name, type(wanted).__name__, type(stored).__name__)
+            return wanted
+        local, source = _local(target), _local(stored)
+        if type(source) not in (torch.Tensor, torch.nn.Parameter):
+            raise UnsupportedFormatError(
+                f"{name!r} cannot be read by itself",
+                cause=f"it is a {type(source).__name__}",
+                hint="load the whole file: read(path) without a state dict",
+            )
+        if local.shape != source.shape or local.dtype != source.dtype:
+            self._differ(name, f"{list(local.shape)} of {local.dtype}", f"{list(source.shape)} of {source.dtype}")
+            return wanted
+        self.pairs.append(Pair(local, source, name))
+        return target
+
+    def _differ(self, name: str, wanted: str, stored: str) -> None:
+        self.problems.append(f"{name or 'the state dict'!r} is {stored} in the file and {wanted} here")
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+class _TensorFinder(pickle.Pickler):
+    """Notices tensors in whatever it is given."""
+
+    found = False
+
+    def persistent_id(self, obj: Any) -> int | None:  # noqa: ANN401 - any part of the object
+        if not isinstance(obj, torch.Tensor):
+            return None
+        self.found = True
+        return 0
+
+
+def _hides_tensors(value: object) -> bool:
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        return False
+    finder = _TensorFinder(io.BytesIO())
+    try:
+        finder.dump(value)
+    except Exception:  # what cannot be pickled again was not pickled in the first place
+        return True
+    return finder.found
