@@ -161,6 +161,19 @@ class StoreURI:
         return f"{self.root}?{query}" if query else self.root
 
 
+def has_known_scheme(text: str) -> bool:
+    """Tell whether a text begins as a URI that :meth:`StoreURI.parse` takes, mistakes or not.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        True for ``s3://`` and its like; False for paths and for the URIs of others.
+    """
+    scheme, separator, _ = text.partition("?")[0].partition("://")
+    return bool(separator) and scheme.lower() in _SCHEMES
+
+
 def _shown(text: str) -> str:
     """Cut the parts of a raw URI that could hold a secret, so that an error may show it."""
     scheme, rest = _SCHEME_AND_REST.fullmatch(text.partition("?")[0]).groups()  # type: ignore[union-attr]  # always
