@@ -97,7 +97,10 @@ _CODE_HINTS: Mapping[str, str] = MappingProxyType(
     {
         "ContainerNotFound": "check the container's name and the account; containers are not created for you",
         "KeyBasedAuthenticationNotPermitted": "the account takes no keys: sign in where DefaultAzureCredential looks",
-        "AuthorizationFailure": "check the account key or signature, and the firewall rules of the storage account",
+        "AuthenticationFailed": "check the account key, whether the shared access signature has run out, and this "
+        "machine's clock",
+        "AuthorizationFailure": "check the account key, whether the shared access signature has run out, and the "
+        "firewall rules of the storage account",
         "LeaseIdMissing": "somebody holds a lease on the blob: break it first",
         "BlobArchived": "the blob is in the archive tier: rehydrate it first",
         "BlobBeingRehydrated": "the blob is on its way out of the archive tier: wait for it",

@@ -40,6 +40,7 @@ _KMS_HINT = (
     "check the key in kms_key_id, or the bucket's: it must be enabled, in the bucket's region, and its policy must "
     "allow you kms:GenerateDataKey and kms:Decrypt"
 )
+_EXPIRED_HINT = "set this machine's clock: by it, the credentials had run out when they arrived"
 _REGION_HINT = "set the bucket's region with ?region=… or AWS_REGION"
 
 # Source: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html. Codes that are not listed are decided
@@ -63,6 +64,12 @@ CODES: Mapping[str, type[StoreError]] = MappingProxyType(
         "RequestTimeTooSkewed": UnauthenticatedError,
         "InvalidSecurity": UnauthenticatedError,
         "NotSignedUp": UnauthenticatedError,
+        # What STS says when the SDK exchanges a pod's or a user's token for credentials. Source:
+        # https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRoleWithWebIdentity.html
+        "ExpiredTokenException": UnauthenticatedError,
+        "InvalidIdentityToken": UnauthenticatedError,
+        "IDPRejectedClaim": UnauthenticatedError,
+        "IDPCommunicationError": TransientError,
         "PermanentRedirect": WrongRegionError,
         "AuthorizationHeaderMalformed": WrongRegionError,
         "IllegalLocationConstraintException": WrongRegionError,
@@ -217,6 +224,9 @@ def translate(error: BaseException, *, action: str, key: str | None) -> DcpCloud
     """
     if isinstance(error, sdk.ClientError):
         return from_answer(error.response, action=action, key=key)
+    if type(error) is RuntimeError:
+        # botocore has no class for new credentials that have run out already (RefreshableCredentials).
+        return UnauthenticatedError(f"{action} failed", key=key, cause=error, hint=_EXPIRED_HINT)
     kind = next((CLASSES[base] for base in type(error).__mro__ if base in CLASSES), InvalidRequestError)
     if isinstance(error, sdk.SSLError) and _is_certificate_error(error):
         return InvalidRequestError(

@@ -75,7 +75,7 @@ def test_every_exception_of_the_sdk_has_its_place(error_type: type[Exception]):
         (sdk.ParamValidationError(report="x"), InvalidRequestError),
         (Boto3Error("x"), ConfigError),
         (ValueError("Invalid endpoint: http://"), ConfigError),
-        (RuntimeError("x"), InvalidRequestError),
+        (LookupError("x"), InvalidRequestError),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
