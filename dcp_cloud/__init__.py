@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dcp_cloud.autoselect import install, uninstall
     from dcp_cloud.checkpoint.checkpointer import CloudCheckpointer
     from dcp_cloud.checkpoint.planner import CloudLoadPlanner
     from dcp_cloud.checkpoint.providers import (
@@ -30,6 +31,15 @@ if TYPE_CHECKING:
     from dcp_cloud.checkpoint.writer import CloudStorageWriter
     from dcp_cloud.config import RetryConfig, TransferConfig
     from dcp_cloud.errors import DcpCloudError
+    from dcp_cloud.manager.manager import CheckpointManager
+    from dcp_cloud.experimental.checkpointers import (
+        CloudAsyncCheckpointer,
+        CloudSyncCheckpointer,
+        make_cloud_async_checkpointer,
+        make_cloud_sync_checkpointer,
+    )
+    from dcp_cloud.experimental.reader import CloudCheckpointReader
+    from dcp_cloud.experimental.writer import CloudCheckpointWriter
     from dcp_cloud.huggingface.consolidate import consolidate_safetensors
     from dcp_cloud.huggingface.quantized import CloudQuantizedHuggingFaceStorageReader
     from dcp_cloud.huggingface.reader import CloudHuggingFaceStorageReader
@@ -45,6 +55,10 @@ __all__ = [
     "AzureConfig",
     "AzureStorageReader",
     "AzureStorageWriter",
+    "CheckpointManager",
+    "CloudAsyncCheckpointer",
+    "CloudCheckpointReader",
+    "CloudCheckpointWriter",
     "CloudCheckpointer",
     "CloudHuggingFaceStorageReader",
     "CloudHuggingFaceStorageWriter",
@@ -52,6 +66,7 @@ __all__ = [
     "CloudQuantizedHuggingFaceStorageReader",
     "CloudStorageReader",
     "CloudStorageWriter",
+    "CloudSyncCheckpointer",
     "DcpCloudError",
     "GCSConfig",
     "GCSStorageReader",
@@ -65,7 +80,11 @@ __all__ = [
     "TransferConfig",
     "TransferSummary",
     "consolidate_safetensors",
+    "install",
+    "make_cloud_async_checkpointer",
+    "make_cloud_sync_checkpointer",
     "open_store",
+    "uninstall",
 ]
 
 # Loaded on first use: the command line and the stores do without torch, which takes seconds to import.
@@ -74,6 +93,10 @@ _HOMES: Mapping[str, str] = MappingProxyType(
         "AzureConfig": "dcp_cloud.stores.azure_config",
         "AzureStorageReader": "dcp_cloud.checkpoint.providers",
         "AzureStorageWriter": "dcp_cloud.checkpoint.providers",
+        "CloudAsyncCheckpointer": "dcp_cloud.experimental.checkpointers",
+        "CloudCheckpointReader": "dcp_cloud.experimental.reader",
+        "CloudCheckpointWriter": "dcp_cloud.experimental.writer",
+        "CheckpointManager": "dcp_cloud.manager.manager",
         "CloudCheckpointer": "dcp_cloud.checkpoint.checkpointer",
         "CloudHuggingFaceStorageReader": "dcp_cloud.huggingface.reader",
         "CloudHuggingFaceStorageWriter": "dcp_cloud.huggingface.writer",
@@ -81,6 +104,7 @@ _HOMES: Mapping[str, str] = MappingProxyType(
         "CloudQuantizedHuggingFaceStorageReader": "dcp_cloud.huggingface.quantized",
         "CloudStorageReader": "dcp_cloud.checkpoint.reader",
         "CloudStorageWriter": "dcp_cloud.checkpoint.writer",
+        "CloudSyncCheckpointer": "dcp_cloud.experimental.checkpointers",
         "DcpCloudError": "dcp_cloud.errors",
         "GCSConfig": "dcp_cloud.stores.gcs_config",
         "GCSStorageReader": "dcp_cloud.checkpoint.providers",
@@ -94,7 +118,11 @@ _HOMES: Mapping[str, str] = MappingProxyType(
         "TransferConfig": "dcp_cloud.config",
         "TransferSummary": "dcp_cloud.checkpoint.summary",
         "consolidate_safetensors": "dcp_cloud.huggingface.consolidate",
+        "install": "dcp_cloud.autoselect",
+        "make_cloud_async_checkpointer": "dcp_cloud.experimental.checkpointers",
+        "make_cloud_sync_checkpointer": "dcp_cloud.experimental.checkpointers",
         "open_store": "dcp_cloud.stores.registry",
+        "uninstall": "dcp_cloud.autoselect",
     }
 )
 

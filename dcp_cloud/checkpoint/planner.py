@@ -1,14 +1,20 @@
-"""A load planner that says everything that is wrong with a state dict at once, as a typed error."""
+"""A load planner that tells all that is wrong with a state dict at once, and can open values without running code."""
 
 from __future__ import annotations
 
 import difflib
+import io
+import pickle
+from collections.abc import Sequence
+from typing import Any
 
+import torch
+from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadPlan
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 
-from dcp_cloud.errors import StateDictMismatchError
+from dcp_cloud.errors import CorruptCheckpointError, StateDictMismatchError, UnsafeCheckpointError
 
 _SHOWN = 5
 
@@ -19,7 +25,39 @@ class CloudLoadPlanner(DefaultLoadPlanner):
     torch stops at the first difference with a ``RuntimeError`` or ``ValueError``. This planner then compares all names
     and shapes and raises one :class:`~dcp_cloud.errors.StateDictMismatchError` that lists them, with the names in the
     checkpoint that are nearest to the missing ones.
+
+    Args:
+        *args: For torch's planner.
+        safe_globals: Open values that are no tensors with ``torch.load(weights_only=True)``, allowing these types
+            besides; an empty list allows none. By default torch's planner opens them without restriction;
+            :class:`~dcp_cloud.CloudStorageReader` looks into them first, torch's own readers do not.
+        **kwargs: For torch's planner: ``flatten_state_dict``, ``flatten_sharded_tensors``, ``allow_partial_load``.
     """
+
+    def __init__(self, *args: Any, safe_globals: Sequence[Any] | None = None, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **kwargs)
+        self._safe_globals = None if safe_globals is None else tuple(safe_globals)
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """Take a value that is no tensor.
+
+        Args:
+            read_item: Which one.
+            value: What ``torch.save`` made of it.
+
+        Raises:
+            UnsafeCheckpointError: It names a type that is not allowed; only with ``safe_globals``.
+            CorruptCheckpointError: It cannot be opened; only with ``safe_globals``.
+        """
+        if self._safe_globals is None:
+            super().load_bytes(read_item, value)
+            return
+        fqn = read_item.dest_index.fqn
+        opened = _open_safely(value, self._safe_globals, fqn)
+        if self.flatten_state_dict:
+            set_element(self.original_state_dict, self.mappings[fqn], opened)
+        else:
+            self.state_dict[fqn] = opened
 
     def create_local_plan(self) -> LoadPlan:
         """Plan this rank's load.
@@ -65,6 +103,22 @@ class CloudLoadPlanner(DefaultLoadPlanner):
             if isinstance(entry, TensorStorageMetadata) and size is not None and tuple(entry.size) != size:
                 problems.append(f"{fqn!r} is {list(entry.size)} in the checkpoint and {list(size)} here")
         return problems
+
+
+def _open_safely(value: io.BytesIO, safe_globals: Sequence[Any], name: str) -> object:
+    try:
+        with torch.serialization.safe_globals(list(safe_globals)):
+            return torch.load(value, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UnsafeCheckpointError(
+            f"the value {name!r} names a type that is not allowed",
+            cause=error,
+            hint="if you trust the checkpoint, add the type to safe_globals",
+        ) from error
+    except Exception as error:  # whatever torch trips over in foreign bytes
+        raise CorruptCheckpointError(
+            f"the value {name!r} cannot be opened", cause=error, hint="load another checkpoint"
+        ) from error
 
 
 def _size(value: object) -> tuple[int, ...] | None:
