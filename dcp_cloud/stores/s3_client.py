@@ -3,42 +3,40 @@
 boto3 finds credentials and endpoints, makes and signs requests and understands answers. Just before it sends, it emits
 ``before-send.s3``, and whoever answers that event has sent the request. For objects and parts that is done here: the
 method is called with an empty placeholder body and the true ``ContentLength``, and the signed request goes out over
-:class:`~dcp_cloud.stores.wire.Wire` with the caller's buffers.
+:class:`~dcp_cloud.stores.wire.Wire` with the caller's buffers. Parts and ranges are many and alike: where it can be
+shown to be the same, they are made from one request of the SDK (:mod:`~dcp_cloud.stores.s3_repeat`).
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-import boto3.session
-import botocore.session
-from botocore import UNSIGNED
 from botocore.awsrequest import AWSResponse
-from botocore.config import Config
-from botocore.httpsession import get_cert_path
-from botocore.loaders import create_loader
+from botocore.exceptions import ClientError
+from botocore.parsers import create_parser
 
 from dcp_cloud.errors import DcpCloudError
 from dcp_cloud.stores.base import Buffers
 from dcp_cloud.stores.keys import total_bytes
 from dcp_cloud.stores.s3_arguments import RequestArguments
 from dcp_cloud.stores.s3_config import S3Config
-from dcp_cloud.stores.s3_dialect import DIALECTS
 from dcp_cloud.stores.s3_errors import translate
-from dcp_cloud.stores.wire import Wire, WireConfig, WireResponse
+from dcp_cloud.stores.s3_repeat import Patterns, Signed
+from dcp_cloud.stores.s3_session import make_client
+from dcp_cloud.stores.wire import Wire, WireResponse
 
 # An error document is a few hundred bytes; more than this is not read from a server that sends no end.
 _MAX_ANSWER_BYTES = 1024 * 1024
 # The operations whose bodies travel here. The SDK may make others in between, to find a bucket's region for example.
 _DATA_OPERATIONS = ("GetObject", "PutObject", "UploadPart")
+# Answers that have nothing to do with how a request was made: missing, another version, out of range, too many.
+_PLAIN_ERRORS = (404, 412, 416, 429)
+_ERRORS: Any = create_parser("rest-xml")
 
 
 @dataclass(slots=True)
@@ -49,6 +47,9 @@ class _Lane:
     key: str
     replay: bool
     response: WireResponse | None = None
+    # Whether the request is only to be made, not sent; and what was made.
+    is_draft: bool = False
+    request: Signed | None = None
 
 
 class _Lanes(threading.local):
@@ -62,6 +63,7 @@ class _Connected(NamedTuple):
     client: Any
     wire: Wire
     arguments: RequestArguments
+    patterns: Patterns
 
 
 class _Answer:
@@ -77,6 +79,14 @@ class _Answer:
 
     def close(self) -> None:
         """Leave the response open: the SDK closes what it drops, and the caller is still to read from it."""
+
+
+class _Nothing:
+    """The body of an answer that nobody gave."""
+
+    def stream(self) -> Iterator[bytes]:
+        """Give no byte."""
+        return iter(())
 
 
 class S3Client:
@@ -132,6 +142,24 @@ class S3Client:
         with self._lane(_Lane(body, key, replay)):
             return self.call(operation, subject=key, Key=key, Body=b"", ContentLength=length, **arguments)
 
+    def send_part(self, body: Buffers, *, key: str, **arguments: object) -> Any:  # noqa: ANN401
+        """Call ``upload_part`` with the given buffers as its body.
+
+        Args:
+            body: What to send.
+            key: Object key.
+            arguments: The method's other arguments.
+
+        Returns:
+            The SDK's answer, or as much of it as is needed: the ETag.
+        """
+        response = self._repeat("upload_part", key, body, {"ContentLength": total_bytes(body), **arguments})
+        if response is not None:
+            with response:
+                response.read(_MAX_ANSWER_BYTES)
+                return {"ETag": response.headers.get("ETag", "")}
+        return self.send("upload_part", body, key=key, **arguments)  # type: ignore[arg-type]  # none is called replay
+
     @contextmanager
     def receive(self, *, key: str, **arguments: object) -> Iterator[tuple[Any, WireResponse]]:
         """Call ``get_object`` and hand out its body as it arrives.
@@ -152,6 +180,25 @@ class S3Client:
         finally:
             if lane.response is not None:
                 lane.response.close()
+
+    @contextmanager
+    def receive_range(self, *, key: str, **arguments: object) -> Iterator[tuple[str, WireResponse]]:
+        """Call ``get_object`` for a range and hand out its body as it arrives.
+
+        Args:
+            key: Object key.
+            arguments: The method's other arguments.
+
+        Yields:
+            The answer's ``Content-Range``, and the response to read the body from.
+        """
+        response = self._repeat("get_object", key, (), arguments)
+        if response is not None:
+            with response:
+                yield response.headers.get("Content-Range", ""), response
+            return
+        with self.receive(key=key, **arguments) as (answer, response):
+            yield answer.get("ContentRange", ""), response
 
     def pages(self, operation: str, *, subject: str, **arguments: object) -> Iterator[Any]:
         """Call a listing operation until its end.
@@ -188,11 +235,41 @@ class S3Client:
             # Not after a fork: the sockets of the client's pool are the parent's.
             if self._made is None or self._made.pid != os.getpid():
                 arguments = RequestArguments(self.config)
-                client, wire = _make_client(self.config)
+                client, wire, credentials = make_client(self.config)
                 for operation in _DATA_OPERATIONS:
                     client.meta.events.register(f"before-send.s3.{operation}", self._before_send)
-                self._made = _Connected(os.getpid(), client, wire, arguments)
+                self._made = _Connected(os.getpid(), client, wire, arguments, Patterns(self._draft, credentials))
             return self._made
+
+    def _draft(self, operation: str, key: str, arguments: Mapping[str, object]) -> Signed | None:
+        """Have the SDK make a request that is not sent."""
+        lane = _Lane((), key, replay=False, is_draft=True)
+        body = {"Body": b""} if "ContentLength" in arguments else {}
+        with self._lane(lane):
+            self.call(operation, subject=key, Key=key, **body, **arguments)
+        return lane.request
+
+    def _repeat(self, operation: str, key: str, body: Buffers, arguments: Mapping[str, object]) -> WireResponse | None:
+        """Send a request that was made without the SDK; None if the SDK has to make it, or has to see the answer."""
+        made = self._connect()
+        with self._translated(operation, key):
+            request = made.patterns.make(operation, key, arguments)
+        if request is None:
+            return None
+        response = made.wire.request(request.method, request.url, request.headers, body, key=key)
+        if response.status < 300:
+            return response
+        with response:
+            answer = {
+                "status_code": response.status,
+                "headers": dict(response.headers.items()),
+                "body": response.read(_MAX_ANSWER_BYTES),
+            }
+        if response.status < 500 and response.status not in _PLAIN_ERRORS:
+            made.patterns.give_up()
+            return None
+        with self._translated(operation, key):
+            raise ClientError(_ERRORS.parse(answer, None), operation)
 
     def _before_send(self, request: Any, **_kwargs: object) -> Any:  # noqa: ANN401 - the SDK's types lie about bytes
         lane = self._lanes.current
@@ -206,9 +283,13 @@ class S3Client:
             for name, value in request.headers.items()
             if name.lower() != "expect"  # the answer would come before the body is asked for
         ]
+        if lane.is_draft:
+            lane.request = Signed(request.method, request.url, headers)
+            fields: Any = {}
+            return AWSResponse(request.url, 200, fields, _Nothing())
         wire = self._connect().wire
         lane.response = wire.request(request.method, request.url, headers, lane.body, key=lane.key, replay=lane.replay)
-        fields: Any = dict(lane.response.headers.items())
+        fields = dict(lane.response.headers.items())
         return AWSResponse(request.url, lane.response.status, fields, _Answer(lane.response))
 
     @contextmanager
@@ -228,70 +309,3 @@ class S3Client:
         except Exception as error:
             action = f"{operation} on s3://{self.bucket}"
             raise translate(error, action=action, key=subject or None) from error
-
-
-def _add_content_md5(params: Any, context: Any, **_kwargs: object) -> None:  # noqa: ANN401 - the SDK's dictionaries
-    """Add what S3 demanded of a batch delete before checksums were many; compatible servers still do."""
-    if context.get("endpoint_properties", {}).get("backend") == "S3Express":
-        return  # directory buckets know no MD5; the SDK sends a CRC-32 as well
-    digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
-    params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
-
-
-@lru_cache(maxsize=4)
-def _shared_loader(data_path: str | None) -> Any:  # noqa: ANN401 - the SDK has no types
-    """Let all sessions share the service descriptions: reading them anew costs 0.1 CPU seconds for each client."""
-    return create_loader(data_path)
-
-
-def _make_client(config: S3Config) -> tuple[Any, Wire]:
-    ca_bundle = config.ca_bundle
-    if config.session_factory is not None:
-        session = config.session_factory()
-        ca_bundle = ca_bundle or os.environ.get("AWS_CA_BUNDLE")
-    else:
-        core = botocore.session.Session(profile=config.profile)
-        session = boto3.session.Session(botocore_session=core)
-        core.register_component("data_loader", _shared_loader(core.get_config_variable("data_path")))
-        ca_bundle = ca_bundle or core.get_config_variable("ca_bundle")
-    s3: Any = {"payload_signing_enabled": False}
-    if config.accelerate:
-        s3["use_accelerate_endpoint"] = True
-    if config.addressing_style != "auto":
-        s3["addressing_style"] = config.addressing_style
-    client = session.client(
-        "s3",
-        region_name=config.region or DIALECTS[config.compatibility].region,
-        endpoint_url=config.endpoint_url,
-        verify=(ca_bundle or True) if config.verify_tls else False,
-        config=Config(
-            signature_version=UNSIGNED if config.anonymous else None,
-            # One attempt: retrying is the transfer layer's work. No SHA-256 over bodies: TLS protects them on the
-            # way, and a CRC that goes with them is verified at the other end.
-            retries={"total_max_attempts": 1, "mode": "standard"},
-            s3=s3,
-            # None leaves the choice to the SDK's own configuration.
-            use_dualstack_endpoint=config.dual_stack or None,
-            use_fips_endpoint=config.fips or None,
-            proxies={"http": config.proxy_url, "https": config.proxy_url} if config.proxy_url else None,
-            connect_timeout=config.connect_timeout_s,
-            read_timeout=config.read_timeout_s,
-            max_pool_connections=config.max_pool_connections,
-            # The SDK must not compute checksums of placeholder bodies; the store sends its own.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            user_agent_extra="dcp-cloud",
-        ),
-    )
-    client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
-    wire = Wire(
-        WireConfig(
-            connect_timeout_s=config.connect_timeout_s,
-            read_timeout_s=config.read_timeout_s,
-            verify_tls=config.verify_tls,
-            ca_bundle=ca_bundle or get_cert_path(True),  # noqa: FBT003 - the SDK's signature
-            max_idle=config.max_pool_connections,
-            proxy_url=config.proxy_url,
-        )
-    )
-    return client, wire
