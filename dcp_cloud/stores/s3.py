@@ -96,8 +96,8 @@ class S3Store:
         length = total_bytes(buffers)
         condition = {} if if_match is None else {"IfMatch": self._dialect.condition(if_match)}
         wanted = f"bytes={start}-{start + length - 1}"
-        with self.client.receive(key=key, Range=wanted, **condition) as (answer, response):
-            found = _CONTENT_RANGE.match(answer.get("ContentRange", ""))
+        with self.client.receive_range(key=key, Range=wanted, **condition) as (content_range, response):
+            found = _CONTENT_RANGE.match(content_range)
             if found is None or int(found[1]) != start:
                 raise InvalidRequestError("the server does not answer ranges", key=key)
             if int(found[2]) != start + length - 1:
@@ -226,8 +226,8 @@ class S3Upload:
         if self.checksums:
             crc32 = _crc32(data) if crc32 is None else crc32
             checksum["ChecksumCRC32"] = _crc32_text(crc32)
-        answer = self.store.client.send(
-            "upload_part", data, key=self.key, UploadId=self.upload_id, PartNumber=index + 1, **checksum
+        answer = self.store.client.send_part(
+            data, key=self.key, UploadId=self.upload_id, PartNumber=index + 1, **checksum
         )
         return Part(index=index, token=answer["ETag"], size_bytes=total_bytes(data), crc32=crc32)
 
