@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 
 from dcp_cloud.checkpoint.entries import Shard
 from dcp_cloud.config import TransferConfig
-from dcp_cloud.crc32 import crc32
+from dcp_cloud.crc32 import combine_crc32, crc32
 from dcp_cloud.errors import BucketNotFoundError, NotFoundError, OutOfRangeError
 from dcp_cloud.format.intact import PartlyHeld, Run, check_archive
 from dcp_cloud.format.layout import BLOCK_BYTES, RawData, StoredItem
@@ -185,13 +185,20 @@ def _raw_fault(raw: RawData, blocks: Sequence[Run]) -> str:
     """Compare a tensor's bare bytes with the checksums that this package recorded of them."""
     if raw.crc32 is None:
         return ""
+    whole = PartlyHeld(head=b"", middle=blocks).crc32(0, raw.size_bytes)
+    fault = _crc_fault("the tensor's bytes", whole, raw.crc32)
+    if not fault or not raw.page_crc32 or BLOCK_BYTES % raw.page_bytes:
+        return fault
     start = 0
-    for block, recorded in zip(blocks, raw.block_crc32, strict=False):
-        if block.crc32 != recorded:
+    for block in blocks:  # say where
+        recorded = 0
+        for at in range(start, start + block.nbytes, raw.page_bytes):
+            nbytes = min(raw.page_bytes, raw.size_bytes - at)
+            recorded = combine_crc32(recorded, raw.page_crc32[at // raw.page_bytes], nbytes)
+        if block.crc32 != recorded and len(blocks) > 1:
             return _crc_fault(f"bytes {start} to {start + block.nbytes} of the tensor", block.crc32, recorded)
         start += block.nbytes
-    whole = PartlyHeld(head=b"", middle=blocks).crc32(0, raw.size_bytes)
-    return _crc_fault("the tensor's bytes", whole, raw.crc32)
+    return fault
 
 
 def _crc_fault(what: str, crc: int | None, recorded: int) -> str:

@@ -131,7 +131,7 @@ def commit(store: ObjectStore, data: bytes, before: Before, *, overwrite: bool) 
     except (AlreadyExistsError, PreconditionError) as error:
         # A network may deliver a request twice and hand out the second answer: then what refused us is our own commit.
         # No other save has the same bytes, since the id of the save is among them.
-        if store.get(before.key, max_bytes=len(data) + 1).data == data:
+        if _holds(store, before.key, data):
             return
         if overwrite:
             raise CommitConflictError(
@@ -233,6 +233,13 @@ def _planned(metadata: Metadata) -> Iterable[MetadataIndex]:
         elif isinstance(entry, TensorStorageMetadata):
             for chunk in entry.chunks:
                 yield MetadataIndex(fqn, chunk.offsets)
+
+
+def _holds(store: ObjectStore, key: str, data: bytes) -> bool:
+    try:
+        return store.get(key, max_bytes=len(data) + 1).data == data
+    except NotFoundError:  # somebody removed the checkpoint
+        return False
 
 
 def _etag(store: ObjectStore, key: str) -> str | None:

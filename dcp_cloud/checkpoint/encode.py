@@ -135,7 +135,7 @@ class ItemEncoder:
         size_bytes = upload.size_bytes - start
 
         def describe() -> StoredItem:  # must not hold the memory: the item is long sent when this is called
-            crcs = tuple(block.crc32() for block in blocks)
+            crcs = tuple(crc for block in blocks for crc in block.page_crc32s())
             return StoredItem(
                 key=upload.key,
                 offset=start,
@@ -211,7 +211,7 @@ def _is_as_planned(item: WriteItem, tensor: torch.Tensor) -> bool:
     )
 
 
-def _raw_data(record: TensorRecord, start: int, crc32: int, block_crc32: tuple[int, ...]) -> RawData | None:
+def _raw_data(record: TensorRecord, start: int, crc32: int, page_crc32: tuple[int, ...]) -> RawData | None:
     """Describe the bare bytes; None where they are not the values themselves."""
     if not record.is_plain:
         return None
@@ -220,7 +220,7 @@ def _raw_data(record: TensorRecord, start: int, crc32: int, block_crc32: tuple[i
         size_bytes=record.raw_nbytes,
         strides=record.strides,
         crc32=crc32,
-        block_crc32=block_crc32 if len(block_crc32) > 1 else (),
+        page_crc32=page_crc32 if len(page_crc32) > 1 else (),
     )
 
 

@@ -295,7 +295,8 @@ def _from_record(read: _Read, raw: RawData, shape: tuple[int, ...], dtype: torch
         strides=raw.strides,
         dtype=dtype,
         crc32=raw.crc32,
-        block_crc32=raw.block_crc32,
+        page_crc32=raw.page_crc32,
+        page_bytes=raw.page_bytes,
         label=read.label,
     )
 
@@ -310,7 +311,7 @@ def _from_header(read: _Read, layout: RawLayout) -> StoredTensor:
         strides=None if is_row_major(layout.shape, layout.strides) else layout.strides,
         dtype=layout.dtype,
         crc32=None,
-        block_crc32=(),
+        page_crc32=(),
         label=read.label,
     )
 

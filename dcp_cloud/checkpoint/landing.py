@@ -17,12 +17,14 @@ import torch
 
 from dcp_cloud.errors import CorruptCheckpointError
 from dcp_cloud.format.archive import is_row_major
-from dcp_cloud.format.layout import BLOCK_BYTES
+from dcp_cloud.format.layout import PAGE_BYTES
 from dcp_cloud.format.tensors import tensor_bytes
 from dcp_cloud.transfer.download import Check, Target
 
 # Runs shorter than this cost more as buffers of their own than as a copy by torch.
 _MIN_RUN_BYTES = 4096
+# Shorter runs are read together: each by itself would read the pages at its ends once more.
+_MIN_RUN_PAGES = 4
 # Each run is a target of its own, of about 0.9 kB (measured): so many take less than 32 MiB.
 _MAX_RUNS = 32 * 1024
 
@@ -39,8 +41,9 @@ class StoredTensor:
         strides: Strides in elements, or None for row-major.
         dtype: Element type of the stored bytes.
         crc32: CRC-32 of all bytes, or None if unknown.
-        block_crc32: CRC-32 of each block of ``BLOCK_BYTES``; empty if there is only one block or none is known.
+        page_crc32: CRC-32 of each page; empty if there is only one page or none is known.
         label: The tensor's name, for messages.
+        page_bytes: Length of a page.
     """
 
     key: str
@@ -50,8 +53,21 @@ class StoredTensor:
     strides: tuple[int, ...] | None
     dtype: torch.dtype
     crc32: int | None
-    block_crc32: tuple[int, ...]
+    page_crc32: tuple[int, ...]
     label: str
+    page_bytes: int = PAGE_BYTES
+
+    @property
+    def unit_bytes(self) -> int:
+        """Length of what can be verified by itself: a page, or the whole; 1 if nothing is known."""
+        if self.page_crc32:
+            return self.page_bytes
+        return 1 if self.crc32 is None else max(self.nbytes, 1)
+
+    def widened(self, start: int, stop: int) -> tuple[int, int]:
+        """Give the least stretch around bytes ``[start, stop)`` that can be verified to the last byte."""
+        unit = self.unit_bytes
+        return start // unit * unit, min(-(-stop // unit) * unit, self.nbytes)
 
     def checks(self, start: int, stop: int) -> tuple[Check, ...]:
         """Give the checksums that bytes ``[start, stop)`` of the tensor can be verified by.
@@ -61,18 +77,16 @@ class StoredTensor:
             stop: Offset after the last byte.
 
         Returns:
-            One check for each block that lies wholly within, relative to ``start``.
+            One check for each page that lies wholly within, relative to ``start``; one for all if that is the tensor.
         """
-        if not self.block_crc32:
-            whole = start == 0 and stop == self.nbytes and self.crc32 is not None
-            return (Check(0, stop, self.crc32),) if whole and self.crc32 is not None else ()
-        first, last = -(-start // BLOCK_BYTES), len(self.block_crc32) if stop == self.nbytes else stop // BLOCK_BYTES
+        if start == 0 and stop == self.nbytes and self.crc32 is not None:
+            return (Check(0, stop, self.crc32),)
+        if not self.page_crc32:
+            return ()
+        unit = self.page_bytes
+        first, last = -(-start // unit), len(self.page_crc32) if stop == self.nbytes else stop // unit
         return tuple(
-            Check(
-                index * BLOCK_BYTES - start,
-                min((index + 1) * BLOCK_BYTES, self.nbytes) - start,
-                self.block_crc32[index],
-            )
+            Check(index * unit - start, min((index + 1) * unit, self.nbytes) - start, self.page_crc32[index])
             for index in range(first, last)
         )
 
@@ -82,7 +96,7 @@ class LandingConfig:
     """Sizes that decide how boxes are cut.
 
     Args:
-        tile_bytes: Longest target; a multiple of ``BLOCK_BYTES``, so that whole reads can be verified block by block.
+        tile_bytes: Longest target but for the rest of its pages; a multiple of their length.
         max_gap_bytes: Longest stretch of unwanted bytes worth reading along.
         load_bytes: Length of all that the load fills; the longer it is, the longer runs have to be to be targets.
     """
@@ -121,7 +135,8 @@ def plan_landing(
         stored, offsets, target = ordered, _pick(offsets, order), target.permute(order)
     if _lands_directly(stored, target):
         runs = _runs(stored.shape, offsets, target.shape, stored.dtype.itemsize)
-        if runs.nbytes >= min(max(_MIN_RUN_BYTES, config.load_bytes // _MAX_RUNS), target.nbytes):
+        least = max(_MIN_RUN_BYTES, config.load_bytes // _MAX_RUNS, _MIN_RUN_PAGES * stored.unit_bytes)
+        if runs.nbytes >= min(least, target.nbytes):
             return list(_direct(stored, runs, tensor_bytes(target), config))
     return list(_converted(stored, tuple(offsets), target, config))
 
@@ -163,32 +178,47 @@ def _direct(stored: StoredTensor, runs: _Runs, memory: memoryview, config: Landi
         run_stop = run_start + runs.nbytes
         start = run_start
         while start < run_stop:
-            # Cut at multiples of the tile from the tensor's first byte, where blocks begin.
+            # Cut at multiples of the tile from the tensor's first byte, where pages begin, and where whole pages end.
             stop = min((start // config.tile_bytes + 1) * config.tile_bytes, run_stop)
-            yield Target(
-                key=stored.key,
-                start=stored.start + start,
-                nbytes=stop - start,
-                memory=memory[position : position + stop - start],
-                checks=stored.checks(start, stop),
-                label=stored.label,
-            )
+            low, high = stored.widened(start, stop)
+            if low < start:
+                stop = min(low + stored.unit_bytes, stop)
+            elif high > stop > (whole := high - stored.unit_bytes) > start:
+                stop = whole
+            yield _piece(stored, start, stop, memory[position : position + stop - start])
             position += stop - start
             start = stop
+
+
+def _piece(stored: StoredTensor, start: int, stop: int, memory: memoryview) -> Target:
+    """Read bytes to where they belong, or, where they end within a page, take them from a temporary that holds it."""
+    low, high = stored.widened(start, stop)
+    is_exact = (low, high) == (start, stop)
+
+    def cut(page: memoryview) -> None:
+        memory[:] = page[start - low : stop - low]
+
+    return Target(
+        key=stored.key,
+        start=stored.start + low,
+        nbytes=high - low,
+        memory=memory if is_exact else None,
+        checks=stored.checks(low, high),
+        convert=None if is_exact else cut,
+        label=stored.label,
+    )
 
 
 def _converted(
     stored: StoredTensor, offsets: tuple[int, ...], target: torch.Tensor, config: LandingConfig
 ) -> Iterator[Target]:
-    is_whole = tuple(target.shape) == stored.shape
     strides = _row_major(stored.shape)
     itemsize = stored.dtype.itemsize
     for tile_offsets, tile in _tiles(stored, offsets, target, config):
         first = sum(offset * stride for offset, stride in zip(tile_offsets, strides, strict=True))
         start, stop = first * itemsize, (first + _span(tile.shape, strides)) * itemsize
-        if is_whole:
-            # Read whole blocks, so that all of them can be verified; what two tiles share is fetched once.
-            start, stop = start // BLOCK_BYTES * BLOCK_BYTES, min(-(-stop // BLOCK_BYTES) * BLOCK_BYTES, stored.nbytes)
+        # Read whole pages, so that all of them can be verified; what two tiles share is fetched once.
+        start, stop = stored.widened(start, stop)
         yield Target(
             key=stored.key,
             start=stored.start + start,
@@ -206,7 +236,8 @@ def _tiles(
     strides = _row_major(stored.shape)
     itemsize = stored.dtype.itemsize
     is_long = _span(target.shape, strides) * itemsize > config.tile_bytes
-    is_sparse = _largest_gap(target.shape, strides) * itemsize > config.max_gap_bytes
+    # Gaps within a page are read anyway.
+    is_sparse = _largest_gap(target.shape, strides) * itemsize > max(config.max_gap_bytes, stored.unit_bytes)
     if not (is_long or is_sparse):
         yield offsets, target
         return

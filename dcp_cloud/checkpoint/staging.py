@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from dcp_cloud.format.archive import TensorRecord, is_row_major
-from dcp_cloud.format.layout import BLOCK_BYTES
+from dcp_cloud.format.layout import BLOCK_BYTES, PAGE_BYTES
 from dcp_cloud.format.tensors import is_run_of_memory, plan_record, prepare_tensor, tensor_bytes
 from dcp_cloud.transfer.span import Room, Span
 
@@ -46,7 +46,7 @@ class TensorSource:
 
     def _block(self, start: int, stop: int) -> Span:
         room = Room(stop - start) if self.is_staged else None
-        return Span(stop - start, Kept(lambda: self.load(start, stop)), room=room)
+        return Span(stop - start, Kept(lambda: self.load(start, stop)), room=room, page_bytes=PAGE_BYTES)
 
 
 class Kept:

@@ -85,8 +85,8 @@ def fill_tensor(
         shape=shape,
         strides=None if is_row_major(shape, strides) else strides,
         dtype=source.dtype,
-        crc32=None if skipped_bytes else record.crc32,
-        block_crc32=(),
+        crc32=record.crc32 if skipped_bytes == 0 and record.nbytes <= config.tile_bytes else None,
+        page_crc32=(),
         label=label,
     )
     yield record.header_target(key)

@@ -8,6 +8,7 @@ never share an object and a data object is never written twice.
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 METADATA_KEY = ".metadata"
 DATA_SUFFIX = ".distcp"
 BLOCK_BYTES = 4 * 1024 * 1024
-"""Length of the blocks whose checksums are recorded, so that a read of part of a tensor can be verified."""
+"""Length of the blocks in which tensors are copied, sent and read."""
+PAGE_BYTES = 256 * 1024
+"""Length of the pages whose checksums are recorded, so that a read of part of a tensor can be verified.
+
+A slice is read with the rest of the pages at its two ends: 256 KiB on average. The record takes 16 MiB for each TiB.
+"""
 
 _DATA_KEY = re.compile(r"^__(?P<rank>\d+)_(?P<index>\d+)\.(?P<save_id>[0-9a-f]{32})\.distcp$")
 _RANK_METADATA_KEY = re.compile(r"^__(\d+)\.metadata$")
@@ -28,7 +34,10 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 # S3, GCS and Azure all take keys of up to 1024 bytes or characters.
 _MAX_KEY_CHARS = 1024
 _ATTRIBUTE = "dcp_cloud"
-_VERSION = 1
+_VERSION = 2
+# Of version 1, which did not record a length.
+_VERSION_1_PAGE_BYTES = 4 * 1024 * 1024
+_PAGE_LENGTHS = frozenset(4096 << n for n in range(11))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,14 +49,16 @@ class RawData:
         size_bytes: Length of the storage, bytes.
         strides: Strides in elements, or None for row-major.
         crc32: CRC-32 (zlib) of the bytes, or None for a format that records none.
-        block_crc32: CRC-32 of each block of ``BLOCK_BYTES``, the last one shorter; empty if there is only one.
+        page_crc32: CRC-32 of each page, the last one shorter; empty if there is only one.
+        page_bytes: Length of a page.
     """
 
     offset: int
     size_bytes: int
     strides: tuple[int, ...] | None
     crc32: int | None
-    block_crc32: tuple[int, ...] = ()
+    page_crc32: tuple[int, ...] = ()
+    page_bytes: int = PAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +129,7 @@ def to_storage_info(item: StoredItem) -> _StorageInfo:
 
     Returns:
         torch's record with the extra attribute ``dcp_cloud``: a tuple of a version, the item's checksum and, for
-        plain tensors, ``(raw offset, raw length, strides, crc32, block checksums as little-endian bytes)``.
+        plain tensors, ``(raw offset, raw length, strides, crc32, page checksums as little-endian bytes, page length)``.
     """
     # Not at the top: names alone, which the command line lists, need no torch, and that takes seconds to import.
     from torch.distributed.checkpoint.filesystem import _StorageInfo  # noqa: PLC0415
@@ -129,8 +140,8 @@ def to_storage_info(item: StoredItem) -> _StorageInfo:
     raw = item.raw
     packed = None
     if raw is not None:
-        blocks = b"".join(crc.to_bytes(4, "little") for crc in raw.block_crc32)
-        packed = (raw.offset, raw.size_bytes, raw.strides, raw.crc32, blocks)
+        pages = struct.pack(f"<{len(raw.page_crc32)}I", *raw.page_crc32)
+        packed = (raw.offset, raw.size_bytes, raw.strides, raw.crc32, pages, raw.page_bytes)
     setattr(info, _ATTRIBUTE, (_VERSION, item.crc32, packed))
     return info
 
@@ -162,14 +173,17 @@ def _read_attribute(value: object, key: str, offset: int, size_bytes: int) -> tu
     if not isinstance(value, tuple) or len(value) != 3 or type(value[0]) is not int:
         return None, None
     version, crc32, packed = value
-    if version != _VERSION:
+    if version not in (1, _VERSION):
         return None, None
     crc = None if crc32 is None else _natural(crc32, key, "crc32", below=2**32)
     if packed is None:
         return crc, None
-    if not isinstance(packed, tuple) or len(packed) != 5:
+    if not isinstance(packed, tuple) or len(packed) != (5 if version == 1 else 6):
         raise _corrupt(key, "the record of raw bytes has another shape")
-    raw_offset, raw_bytes, strides, raw_crc, blocks = packed
+    raw_offset, raw_bytes, strides, raw_crc, pages, page = packed if version > 1 else (*packed, _VERSION_1_PAGE_BYTES)
+    page_bytes = _natural(page, key, "page length")
+    if page_bytes not in _PAGE_LENGTHS:
+        raise _corrupt(key, "page length is out of range")
     start = _natural(raw_offset, key, "raw offset")
     length = _natural(raw_bytes, key, "raw length")
     if start < offset or start + length > offset + size_bytes:
@@ -178,14 +192,17 @@ def _read_attribute(value: object, key: str, offset: int, size_bytes: int) -> tu
         if not isinstance(strides, tuple):
             raise _corrupt(key, "strides are not a tuple")
         strides = tuple(_natural(stride, key, "stride") for stride in strides)
-    if not isinstance(blocks, bytes) or len(blocks) not in (0, 4 * -(-length // BLOCK_BYTES)):
-        raise _corrupt(key, "the block checksums do not fit the raw length")
+    # A format that records no checksum has none of its pages either.
+    count = -(-length // page_bytes) if raw_crc is not None else 0
+    if not isinstance(pages, bytes) or len(pages) != (4 * count if count > 1 else 0):
+        raise _corrupt(key, "the page checksums do not fit the raw length")
     return crc, RawData(
         offset=start,
         size_bytes=length,
         strides=strides,
         crc32=None if raw_crc is None else _natural(raw_crc, key, "raw crc32", below=2**32),
-        block_crc32=tuple(int.from_bytes(blocks[i : i + 4], "little") for i in range(0, len(blocks), 4)),
+        page_crc32=struct.unpack(f"<{len(pages) // 4}I", pages),
+        page_bytes=page_bytes,
     )
 
 

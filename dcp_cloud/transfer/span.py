@@ -53,9 +53,10 @@ class Span:
             unchanged until the bytes are sent; then it is let go.
         on_sent: Called once when the store has the bytes, with their number.
         room: Memory that ``load`` will take; None if it takes none, or has been granted it.
+        page_bytes: Keep the checksums of pages of this length, too; 0 for none.
     """
 
-    __slots__ = ("_crc32", "_halves", "_load", "_lock", "_start", "nbytes", "on_sent", "room")
+    __slots__ = ("_crc32", "_halves", "_load", "_lock", "_page_bytes", "_pieces", "_start", "nbytes", "on_sent", "room")
 
     def __init__(
         self,
@@ -64,8 +65,11 @@ class Span:
         *,
         on_sent: Callable[[int], None] | None = None,
         room: Room | None = None,
+        page_bytes: int = 0,
     ) -> None:
         self.nbytes = nbytes
+        self._page_bytes = page_bytes
+        self._pieces: tuple[tuple[int, int], ...] = ()
         self.on_sent = on_sent
         self.room = room
         self._load: Callable[[], memoryview] | None = load
@@ -99,8 +103,23 @@ class Span:
         """Give the CRC-32 (zlib) of the bytes, computing it the first time."""
         with self._lock:
             if self._crc32 is None:
-                self._crc32 = crc32(self.view()) if self._halves is None else crc32_of(self._leaves())
+                self._crc32 = self._computed() if self._halves is None else crc32_of(self._leaves())
             return self._crc32
+
+    def page_crc32s(self) -> tuple[int, ...]:
+        """Give the CRC-32 of each page, the last one shorter."""
+        self.crc32()
+        pages: list[int] = []
+        position = 0
+        for leaf in self._leaves():
+            leaf.crc32()
+            for nbytes, crc in leaf._pieces:  # a split may have cut a page in two
+                if position % self._page_bytes:
+                    pages[-1] = combine_crc32(pages[-1], crc, nbytes)
+                else:
+                    pages.append(crc)
+                position += nbytes
+        return tuple(pages)
 
     def forget(self) -> None:
         """Let go of the bytes, keeping their checksum; they have been sent."""
@@ -119,14 +138,29 @@ class Span:
         load = self._load
         assert load is not None  # noqa: S101 - a span is split before it is sent
         halves = (
-            Span(nbytes, load, on_sent=self.on_sent, room=self.room),
-            Span(self.nbytes - nbytes, load, on_sent=self.on_sent, room=self.room),
+            Span(nbytes, load, on_sent=self.on_sent, room=self.room, page_bytes=self._page_bytes),
+            Span(self.nbytes - nbytes, load, on_sent=self.on_sent, room=self.room, page_bytes=self._page_bytes),
         )
         halves[0]._start, halves[1]._start = self._start, self._start + nbytes
         with self._lock:
             self._halves = halves
             self._load = None
         return halves
+
+    def _computed(self) -> int:
+        view = self.view()
+        if not self._page_bytes:
+            return crc32(view)
+        pieces = []
+        whole = start = 0
+        while start < self.nbytes:
+            stop = min(start + self._page_bytes - (self._start + start) % self._page_bytes, self.nbytes)
+            crc = crc32(view[start:stop])
+            whole = combine_crc32(whole, crc, stop - start)
+            pieces.append((stop - start, crc))
+            start = stop
+        self._pieces = tuple(pieces)
+        return whole
 
     def _leaves(self) -> Iterator[Span]:
         """Give the pieces that hold the bytes; a long span is halved thousands of times, too deep for recursion."""

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.planner_helpers import _create_write_items
 from dcp_cloud.checkpoint.encode import EncodedItem, ItemEncoder, estimate_bytes
 from dcp_cloud.config import MIB, TransferConfig
 from dcp_cloud.errors import CheckpointError, UnsupportedFormatError
-from dcp_cloud.format.layout import BLOCK_BYTES, StoredItem
+from dcp_cloud.format.layout import PAGE_BYTES, StoredItem
 from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.transfer.upload import Uploader
 from tests.unit.checkpoint.place import new_store
@@ -110,7 +110,7 @@ def test_no_tensor_is_held_after_it_was_sent(numel: int) -> None:
         assert [reference() for reference in alive] == [None]
         raw = encoded[0].describe().raw
     assert raw is not None
-    assert len(raw.block_crc32) == (math.ceil(numel * 4 / BLOCK_BYTES) if numel * 4 > BLOCK_BYTES else 0)
+    assert len(raw.page_crc32) == (math.ceil(numel * 4 / PAGE_BYTES) if numel * 4 > PAGE_BYTES else 0)
 
 
 def _cut(numel: int) -> torch.Tensor:

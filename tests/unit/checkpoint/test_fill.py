@@ -18,6 +18,7 @@ from typing_extensions import Self
 from dcp_cloud import errors
 from dcp_cloud.checkpoint import fill
 from dcp_cloud.config import MIB
+from dcp_cloud.format.layout import PAGE_BYTES
 from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.testing import RecordingStore
 from tests.unit.checkpoint.place import failure, load, new_store, reader, reads, rewrite_metadata, save
@@ -61,7 +62,7 @@ def test_ten_thousand_small_tensors_are_a_handful_of_requests() -> None:
 
 
 def test_a_slice_of_rows_fetches_no_more_than_it_needs() -> None:
-    """Reading a tenth of a tensor's rows fetches at most 1.05 times their bytes, ours and torch's alike."""
+    """Reading a tenth of a tensor's rows fetches their bytes and the rest of two pages, ours and torch's alike."""
     store = RecordingStore(new_store())
     tensor = torch.randn(4000, 500)
     save({"w": tensor}, store)
@@ -69,7 +70,7 @@ def test_a_slice_of_rows_fetches_no_more_than_it_needs() -> None:
     loaded = {"w": torch.zeros(400, 500)}
     fill_plan(store, loaded, [box("w", (1111, 0), (0, 0), (400, 500))])
     assert torch.equal(loaded["w"], tensor[1111:1511])
-    assert sum(reads(store)) <= 1.05 * loaded["w"].nbytes
+    assert sum(reads(store)) <= loaded["w"].nbytes + 2 * PAGE_BYTES
 
 
 def test_overlapping_boxes_of_one_chunk_are_all_filled() -> None:

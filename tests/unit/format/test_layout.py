@@ -9,7 +9,6 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from dcp_cloud.errors import CorruptCheckpointError
 from dcp_cloud.format.layout import (
-    BLOCK_BYTES,
     RawData,
     StoredItem,
     data_key,
@@ -29,13 +28,15 @@ def items(draw: st.DrawFn) -> StoredItem:
     offset, lead, size, trail = draw(NATURALS), draw(st.integers(0, 9999)), draw(st.integers(0, 2**25)), draw(NATURALS)
     raw = None
     if draw(st.booleans()):
-        blocks = -(-size // BLOCK_BYTES)
+        page_bytes = draw(st.sampled_from([4096, 1 << 18, 1 << 22]))
+        pages = -(-size // page_bytes)
         raw = RawData(
             offset=offset + lead,
             size_bytes=size,
             strides=draw(st.none() | st.lists(NATURALS, max_size=4).map(tuple)),
             crc32=draw(CRCS),
-            block_crc32=draw(st.just(()) | st.lists(CRCS, min_size=blocks, max_size=blocks).map(tuple)),
+            page_crc32=tuple(n * draw(CRCS) % 2**32 for n in range(pages)) if pages > 1 else (),
+            page_bytes=page_bytes,
         )
     return StoredItem(
         key=draw(st.sampled_from(["a", "a/b.c", "__0_0.0123.distcp"])),
@@ -65,7 +66,7 @@ def test_records_of_other_writers() -> None:
 def test_records_of_newer_versions() -> None:
     """An extra attribute of a version to come is passed over."""
     info = _StorageInfo("__0_0.distcp", 5, 7)
-    info.dcp_cloud = (2, "anything", {})
+    info.dcp_cloud = (3, "anything", {})
     assert from_storage_info(info) == StoredItem(key="__0_0.distcp", offset=5, size_bytes=7)
 
 
@@ -104,11 +105,20 @@ def test_arbitrary_records_are_items_or_damage(fields: dict[str, object], attrib
     _read(info)
 
 
-@given(st.tuples(*[VALUES] * 5), VALUES)
+def test_records_of_version_1_have_pages_of_4_mib() -> None:
+    """The first version of the record did not say how long its pages are."""
+    info = _StorageInfo("__0_0.distcp", 5, 9 << 20)
+    info.dcp_cloud = (1, None, (705, 5 << 20, None, 1, b"\x02\0\0\0\x03\0\0\0"))
+    raw = from_storage_info(info).raw
+    assert raw is not None
+    assert (raw.page_bytes, raw.page_crc32) == (4 << 20, (2, 3))
+
+
+@given(st.tuples(*[VALUES] * 6), VALUES)
 def test_arbitrary_raw_records_are_items_or_damage(packed: tuple[object, ...], crc32: object) -> None:
     """The same for what this package adds."""
     info = _StorageInfo("a", 5, 2000)
-    info.dcp_cloud = (1, crc32, packed)
+    info.dcp_cloud = (2, crc32, packed)
     _read(info)
 
 
