@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from dcp_cloud.cli.bench import bench
 from dcp_cloud.cli.config import config_show
+from dcp_cloud.cli.cp import cp
 from dcp_cloud.cli.demo import demo
 from dcp_cloud.cli.diff import diff
 from dcp_cloud.cli.failures import MEANINGS, ExitCode, show_error
@@ -35,6 +36,7 @@ _COMMANDS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "inspect": inspect,
         "verify": verify,
         "diff": diff,
+        "cp": cp,
         "rm": rm,
         "sweep": sweep,
         "config show": config_show,
@@ -62,6 +64,10 @@ _EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "diff": (
             "dcp-cloud diff s3://bucket/run/step-100 s3://bucket/run/step-200",
             "dcp-cloud diff ./before gs://bucket/after --values",
+        ),
+        "cp": (
+            "dcp-cloud cp s3://bucket/run/step-100 gs://other/run/step-100",
+            "dcp-cloud cp s3://bucket/run ./backup --recursive",
         ),
         "rm": (
             "dcp-cloud rm s3://bucket/run/step-100 --dry-run",

@@ -21,6 +21,7 @@ from dcp_cloud.errors import (
 from dcp_cloud.stores.azure_checksums import checksum_headers
 from dcp_cloud.stores.azure_client import AzureClient
 from dcp_cloud.stores.azure_config import AzureConfig
+from dcp_cloud.stores.azure_copy import can_copy, copy_blob
 from dcp_cloud.stores.azure_errors import translated
 from dcp_cloud.stores.azure_transport import ship
 from dcp_cloud.stores.azure_upload import AzureUpload, find_uploads, new_upload_id
@@ -182,6 +183,15 @@ class AzureStore:
     def close(self) -> None:
         """Release connections."""
         self.client.close()
+
+    def copies_from(self, source: ObjectStore) -> bool:
+        """Tell whether Azure could copy from there."""
+        return isinstance(source, AzureStore) and can_copy(source.client, self.client)
+
+    def copy_from(self, source: ObjectStore, meta: ObjectMeta, key: str) -> None:
+        """Copy an object."""
+        assert isinstance(source, AzureStore)  # noqa: S101 - copies_from was asked
+        copy_blob(source.client, self.client, meta, key)
 
     def _translated(self, operation: str, key: str) -> Any:  # noqa: ANN401 - a context manager
         return translated(f"{operation} on {self.uri}", key=key or None)

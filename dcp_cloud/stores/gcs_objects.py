@@ -125,6 +125,33 @@ class GCSObjects:
             key=key,
         )
 
+    def rewrite(self, source: GCSClient, name: str, generation: str, key: str) -> None:
+        """Let the service copy an object, call by call if it is long.
+
+        Args:
+            source: Client of the bucket that the object is in.
+            name: Name of the object.
+            generation: The version of it to copy; another one is refused.
+            key: Key of the copy, in this bucket.
+        """
+        config = self.client.config
+        target = self.client.object_path(key).removeprefix("/storage/v1")
+        kms_key = [("destinationKmsKeyName", config.kms_key_name)] if config.kms_key_name else []
+        token: Query = []
+        while True:
+            answer = self.client.json(
+                "POST",
+                f"{source.object_path(name)}/rewriteTo{target}",
+                query=[("ifSourceGenerationMatch", generation), ("fields", "done,rewriteToken"), *kms_key, *token],
+                # An empty document takes the source's properties over.
+                document=self._properties() if config.storage_class or config.metadata else {},
+                action=f"rewrite to {self.client.uri}",
+                key=name,
+            )
+            if answer.get("done", True):
+                return
+            token = [("rewriteToken", answer["rewriteToken"])]
+
     def list(self, start: str) -> Iterator[Any]:
         """List the resources of all objects whose names start with a text."""
         for page in self._pages(start, [("fields", f"items({_FIELDS}),nextPageToken")]):

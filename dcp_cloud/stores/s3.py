@@ -34,6 +34,7 @@ from dcp_cloud.stores.keys import below, check_indices, range_beyond_end, total_
 from dcp_cloud.stores.s3_arguments import check_directory_bucket
 from dcp_cloud.stores.s3_client import S3Client
 from dcp_cloud.stores.s3_config import S3Config
+from dcp_cloud.stores.s3_copy import can_copy, copy_object
 from dcp_cloud.stores.s3_dialect import DIALECTS, Dialect
 from dcp_cloud.stores.s3_errors import from_answer
 from dcp_cloud.uri import StoreURI
@@ -173,6 +174,15 @@ class S3Store:
     def close(self) -> None:
         """Release connections."""
         self.client.close()
+
+    def copies_from(self, source: ObjectStore) -> bool:
+        """Tell whether S3 could copy from there."""
+        return isinstance(source, S3Store) and can_copy(source.client, self.client)
+
+    def copy_from(self, source: ObjectStore, meta: ObjectMeta, key: str) -> None:
+        """Copy an object."""
+        assert isinstance(source, S3Store)  # noqa: S101 - copies_from was asked
+        copy_object(source.client, self.client, meta, key)
 
     @property
     def _dialect(self) -> Dialect:

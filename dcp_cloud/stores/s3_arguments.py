@@ -13,6 +13,7 @@ from dcp_cloud.stores.s3_config import S3Config
 # Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/directory-bucket-naming-rules.html
 _DIRECTORY_BUCKETS = ("--x-s3", "--xa-s3")
 _NEW_OBJECTS = frozenset({"put_object", "create_multipart_upload"})
+_COPIES = ("ServerSideEncryption", "SSEKMSKeyId", "BucketKeyEnabled", "StorageClass", "ACL")
 # An upload with checksums cannot be completed without the key: S3 encrypts the parts' checksums too.
 _CUSTOMER_KEY = frozenset(
     {"put_object", "create_multipart_upload", "upload_part", "complete_multipart_upload", "get_object", "head_object"}
@@ -60,6 +61,8 @@ class RequestArguments:
         arguments = dict(self._everywhere)
         if operation in _NEW_OBJECTS:
             arguments |= self._new_objects
+        if operation == "copy_object":  # tags and metadata come along from the source
+            arguments |= {name: self._new_objects[name] for name in _COPIES if name in self._new_objects}
         if operation in _CUSTOMER_KEY:
             arguments |= self._customer_key
         return arguments

@@ -1,0 +1,62 @@
+"""Copies within S3: one request for an object of up to 5 GiB, one for each part of a longer one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dcp_cloud.stores.base import ObjectMeta
+from dcp_cloud.stores.s3_client import S3Client
+
+# Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html
+_MAX_COPY_BYTES = 5 * 1024**3
+# 10,000 parts of this are the 5 TiB that an object has at most.
+_PART_BYTES = 1024**3
+
+
+def can_copy(source: S3Client, target: S3Client) -> bool:
+    """Tell whether a bucket's client can ask for copies out of another's.
+
+    Args:
+        source: Client of the bucket with the object.
+        target: Client of the bucket to copy to.
+
+    Returns:
+        True if both speak to one service in one way, and no customer's key or access point complicates it.
+    """
+    return source.config == target.config and target.config.customer_key is None and target.config.access_point is None
+
+
+def copy_object(source: S3Client, target: S3Client, meta: ObjectMeta, key: str) -> None:
+    """Copy an object.
+
+    Args:
+        source: Client of the bucket that it is in.
+        target: Client of the bucket to copy to.
+        meta: The object.
+        key: Key of the copy.
+    """
+    origin: dict[str, Any] = {
+        "CopySource": {"Bucket": source.bucket, "Key": meta.key},
+        "CopySourceIfMatch": f'"{meta.etag}"',
+    }
+    if meta.size_bytes <= _MAX_COPY_BYTES:
+        target.call("copy_object", subject=meta.key, Key=key, **origin)
+        return
+    upload_id = target.call("create_multipart_upload", subject=key, Key=key)["UploadId"]
+    upload = {"subject": key, "Key": key, "UploadId": upload_id}
+    try:
+        parts = []
+        for number, start in enumerate(range(0, meta.size_bytes, _PART_BYTES), start=1):
+            stop = min(start + _PART_BYTES, meta.size_bytes)
+            answer = target.call(
+                "upload_part_copy",
+                **upload,
+                PartNumber=number,
+                CopySourceRange=f"bytes={start}-{stop - 1}",
+                **origin,
+            )
+            parts.append({"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]})
+        target.call("complete_multipart_upload", **upload, MultipartUpload={"Parts": parts})
+    except BaseException:  # a Ctrl-C too leaves no upload behind
+        target.call("abort_multipart_upload", **upload)
+        raise
