@@ -19,9 +19,11 @@ from dcp_cloud.cli.config import config_show
 from dcp_cloud.cli.cp import cp
 from dcp_cloud.cli.demo import demo
 from dcp_cloud.cli.diff import diff
+from dcp_cloud.cli.emulators import serve_emulators
 from dcp_cloud.cli.failures import MEANINGS, ExitCode, show_error
 from dcp_cloud.cli.inspect import inspect
 from dcp_cloud.cli.listing import ls
+from dcp_cloud.cli.prune import prune
 from dcp_cloud.cli.rm import rm
 from dcp_cloud.cli.session import JsonOption, Session, VerboseOption, start
 from dcp_cloud.cli.sweep import sweep
@@ -38,9 +40,11 @@ _COMMANDS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "diff": diff,
         "cp": cp,
         "rm": rm,
+        "prune": prune,
         "sweep": sweep,
         "config show": config_show,
         "bench": bench,
+        "serve-emulators": serve_emulators,
         "demo": demo,
     }
 )
@@ -74,6 +78,10 @@ _EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "dcp-cloud rm s3://bucket/run/step-100 --yes",
             "dcp-cloud rm s3://bucket/run --recursive",
         ),
+        "prune": (
+            "dcp-cloud prune s3://bucket/run --keep-last 3 --keep-every 1000 --dry-run",
+            "dcp-cloud prune s3://bucket/run --keep-last 3 --keep-best loss:min:2 --yes",
+        ),
         "sweep": (
             "dcp-cloud sweep s3://bucket/run --dry-run",
             "dcp-cloud sweep s3://bucket/run --older-than 48h",
@@ -84,6 +92,7 @@ _EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "dcp-cloud bench 'gs://bucket/scratch?max_concurrency=32' --quick",
             "dcp-cloud bench az://container/scratch --size 2GiB --checkpoint 1TiB --json",
         ),
+        "serve-emulators": ("dcp-cloud serve-emulators", "dcp-cloud serve-emulators ceph azurite --bucket models"),
         "demo": ("dcp-cloud demo", "dcp-cloud demo --model small --steps 6"),
     }
 )
