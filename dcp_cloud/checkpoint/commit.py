@@ -32,6 +32,7 @@ from dcp_cloud.errors import (
 from dcp_cloud.format.layout import DATA_SUFFIX, from_storage_info, metadata_key, rank_of_metadata_key
 from dcp_cloud.format.metadata import load_metadata
 from dcp_cloud.stores.base import IfAbsent, IfMatch, ObjectStore
+from dcp_cloud.transfer.together import together
 
 logger = logging.getLogger(__name__)
 ReadObject: TypeAlias = Callable[[str], tuple[memoryview, str]]
@@ -66,8 +67,8 @@ def look_before(store: ObjectStore, *, rank: int | None, overwrite: bool) -> Bef
     Raises:
         CheckpointExistsError: A checkpoint is here and may not be replaced, or it is of the other kind.
     """
-    etag = _etag(store, metadata_key(rank))
-    other = _etag(store, metadata_key(None if rank is not None else 0))
+    keys = (metadata_key(rank), metadata_key(None if rank is not None else 0))
+    etag, other = together([lambda key=key: _etag(store, key) for key in keys])  # type: ignore[misc]
     if (etag is not None or other is not None) and not overwrite:
         raise CheckpointExistsError(
             "a checkpoint is already committed here and overwrite=False",
@@ -244,7 +245,8 @@ def _holds(store: ObjectStore, key: str, data: bytes) -> bool:
 
 def _etag(store: ObjectStore, key: str) -> str | None:
     try:
-        return store.head(key).etag
+        # Not head: what is missing has no error document there, so that S3 has to be asked a second time.
+        return store.get(key, max_bytes=1).meta.etag
     except NotFoundError as error:
         if type(error) is not NotFoundError:
             raise  # the bucket is missing: say so now, not after the data was sent

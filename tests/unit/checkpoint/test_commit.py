@@ -178,8 +178,8 @@ def test_names_that_leave_the_prefix_are_no_names() -> None:
     [
         (lambda had: [], None),
         (lambda had: [Fault("refuse", verb="put", key=".metadata")], PermissionDeniedError),
-        # The first reading is that of the checkpoint to be replaced, if there is one.
-        (lambda had: [Fault("refuse", verb="get", key=".metadata", nth=1 + had)], PermissionDeniedError),
+        # Read before: by the look at what is there, and to know the data of the checkpoint to be replaced.
+        (lambda had: [Fault("refuse", verb="get", key=".metadata", nth=2 + had)], PermissionDeniedError),
         (lambda had: [Fault("fail", verb="put", key=".metadata", times=None)], RetriesExhaustedError),
     ],
     ids=["nothing", "refused", "unreadable", "down"],

@@ -276,7 +276,7 @@ def test_every_event_reaches_the_hook_and_the_summary() -> None:
     stored = sum(meta.size_bytes for meta in store.list() if meta.key != ".metadata")
     assert sum(event.size_bytes for event in events if isinstance(event, Progressed)) == stored
     requests = [event.verb for event in events if isinstance(event, RequestDone)]
-    assert requests == ["head", "head", "put", "put"]
+    assert requests == ["get", "get", "put", "put"]
     assert made.last_save is not None
     assert (made.last_save.size_bytes, made.last_save.items, made.last_save.requests) == (stored, 2, 1)
 
@@ -303,7 +303,7 @@ def test_transient_failures_are_repeated_and_counted() -> None:
     """Requests that fail in a way that passes are repeated; the summary says how often."""
     store = new_store()
     retry = RetryConfig(max_attempts=5, base_delay_s=0, max_delay_s=0)
-    broken = faulty(store, Fault("fail", verb="put*", times=3), Fault("throttle", verb="head", times=2))
+    broken = faulty(store, Fault("fail", verb="put*", times=3), Fault("throttle", verb="get", times=2))
     made = writer(broken, transfer=TransferConfig(retry=retry))
     dcp.save(STATE, storage_writer=made)
     assert made.last_save is not None
