@@ -11,7 +11,7 @@ import pickle
 import uuid
 import zlib
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -36,6 +36,24 @@ _VERSION = b"3\n"
 _JOIN_BYTES = 64 * 1024
 
 Checksum: TypeAlias = Callable[[], int]
+
+
+class Sink(Protocol):
+    """What an archive is appended to."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes appended so far."""
+        ...
+
+    @property
+    def open_bytes(self) -> int:
+        """Bytes appended that are not under way yet."""
+        ...
+
+    def append(self, span: Span) -> None:
+        """Add bytes at the end."""
+        ...
 
 
 def estimate_state_bytes(state_dict: Any) -> int:  # noqa: ANN401 - any nesting of anything
@@ -66,7 +84,23 @@ def emit_state(state_dict: Any, upload: ObjectUpload, budget: Account, *, stamp:
     Raises:
         UnsupportedFormatError: ``torch.save`` cannot save it.
     """
-    archive = _Archive(upload, budget)
+    archive = Archive(upload, budget)
+    pickle_state(state_dict, archive, key=upload.key)
+    archive.write_record(STAMP.decode(), stamp, len(stamp))
+    archive.end()
+
+
+def pickle_state(state_dict: Any, archive: Archive, *, key: str) -> None:  # noqa: ANN401
+    """Let torch put a state dict into an archive; all that is left to do is to end it.
+
+    Args:
+        state_dict: Anything that ``torch.save`` can save.
+        archive: The archive.
+        key: Key of the object, for messages.
+
+    Raises:
+        UnsupportedFormatError: ``torch.save`` cannot save it.
+    """
     try:
         torch.serialization._save(  # type: ignore[no-untyped-call]
             state_dict, archive, pickle, torch.serialization.DEFAULT_PROTOCOL, _disable_byteorder_record=False
@@ -76,18 +110,16 @@ def emit_state(state_dict: Any, upload: ObjectUpload, budget: Account, *, stamp:
     except Exception as error:  # pickling runs code of the objects themselves
         raise UnsupportedFormatError(
             "the state dict cannot be saved",
-            key=upload.key,
+            key=key,
             cause=error,
             hint="torch.save cannot save it either; look for locks, lambdas, open files or tensors without data in it",
         ) from error
     archive.write_record("version", _VERSION, len(_VERSION))
     # torch derives it from names and checksums; all that it serves for is to be different.
     archive.write_record(".data/serialization_id", str(uuid.uuid4().int).zfill(40), 40)
-    archive.write_record(STAMP.decode(), stamp, len(stamp))
-    archive.end()
 
 
-class _Archive:
+class Archive:
     """Stands in for torch's ``PyTorchFileWriter``.
 
     Args:
@@ -95,7 +127,7 @@ class _Archive:
         budget: Bounds the copies that are made of an accelerator's memory.
     """
 
-    def __init__(self, upload: ObjectUpload, budget: Account) -> None:
+    def __init__(self, upload: Sink, budget: Account) -> None:
         self._upload = upload
         # Where there is an accelerator, torch may hand over a copy, and does not say whether it is one.
         self._budget = budget if torch.accelerator.is_available() else None
@@ -116,10 +148,8 @@ class _Archive:
         full = _PREFIX + name.encode()
         if isinstance(content, bytes):
             self._append_small(full, content)
-        elif nbytes <= _JOIN_BYTES:
-            self._append_small(full, bytes(_memory(content)))
         else:
-            self._append_large(full, _memory(content))
+            self.append_storage(full, content)
 
     def write_record_metadata(self, name: str, nbytes: int) -> None:
         """Refuse to leave the data out (called by torch within ``torch.serialization.skip_data``)."""
@@ -146,17 +176,38 @@ class _Archive:
         self._note(name, len(content), lambda: crc)
         self._upload.append(Span.of(header + content + descriptor))
 
-    def _append_large(self, name: bytes, memory: memoryview) -> None:
-        offset = self._upload.size_bytes
-        header = ziplayout.local_header(name, memory.nbytes, offset, self._alignment)
+    def append_storage(self, name: bytes, storage: torch.UntypedStorage) -> None:
+        """Append the bytes of a storage.
+
+        Args:
+            name: The record's full name.
+            storage: The storage, in host memory.
+        """
+        memory = _memory(storage)
+        if memory.nbytes <= _JOIN_BYTES:
+            self._append_small(name, bytes(memory))
+            return
         if self._budget is not None:
             self._budget.acquire(memory.nbytes, own_bytes=self._upload.open_bytes)
         data = Span.of(memory, on_sent=None if self._budget is None else self._budget.release)
-        nbytes = memory.nbytes
-        descriptor = Kept(lambda: memoryview(ziplayout.descriptor(nbytes, data.crc32(), offset)))
-        self._note(name, nbytes, data.crc32)
-        for span in (Span.of(header), data, Span(len(ziplayout.descriptor(nbytes, 0, offset)), descriptor)):
-            self._upload.append(span)
+        self.append_record(name, memory.nbytes, lambda: self._upload.append(data), data.crc32)
+
+    def append_record(self, name: bytes, nbytes: int, append: Callable[[], None], checksum: Checksum) -> None:
+        """Append a record whose bytes are appended by somebody else.
+
+        Args:
+            name: Its full name.
+            nbytes: Its length.
+            append: Appends them.
+            checksum: Gives their CRC-32 when they have been sent.
+        """
+        offset = self._upload.size_bytes
+        header = ziplayout.local_header(name, nbytes, offset, self._alignment)
+        descriptor = Kept(lambda: memoryview(ziplayout.descriptor(nbytes, checksum(), offset)))
+        self._note(name, nbytes, checksum)
+        self._upload.append(Span.of(header))
+        append()
+        self._upload.append(Span(len(ziplayout.descriptor(nbytes, 0, offset)), descriptor))
 
     def _note(self, name: bytes, nbytes: int, checksum: Checksum) -> None:
         entry = Entry(name=name, size_bytes=nbytes, crc32=0, header_offset=self._upload.size_bytes)

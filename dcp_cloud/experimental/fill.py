@@ -9,7 +9,7 @@ import torch
 
 from dcp_cloud.checkpoint.landing import LandingConfig, StoredTensor, filling, plan_landing
 from dcp_cloud.crc32 import combine_crc32, crc32
-from dcp_cloud.errors import CorruptCheckpointError, UnsupportedFormatError
+from dcp_cloud.errors import CorruptCheckpointError
 from dcp_cloud.experimental.index import Record
 from dcp_cloud.experimental.pickled import Empty
 from dcp_cloud.format.archive import is_row_major
@@ -48,7 +48,7 @@ def fill_tensor(
 
     Args:
         target: A plain tensor of the same shape; any strides and device.
-        source: The stored tensor, without data.
+        source: The stored tensor, without data: strided, neither quantised nor conjugated.
         record: The bytes of its storage.
         key: Key of the file.
         label: The tensor's name, for messages.
@@ -58,16 +58,8 @@ def fill_tensor(
         The reads.
 
     Raises:
-        UnsupportedFormatError: The stored tensor is not a plain one.
         CorruptCheckpointError: It reaches beyond its bytes.
     """
-    if source.layout is not torch.strided or source.is_quantized or source.is_conj() or source.is_neg():
-        raise UnsupportedFormatError(
-            f"{label!r} cannot be read by itself",
-            key=key,
-            cause="it is sparse, quantised, conjugated or negated",
-            hint="load the whole file: read(path) without a state dict",
-        )
     if not target.numel():
         return
     shape, strides = tuple(source.shape), source.stride()

@@ -120,22 +120,31 @@ class Matcher:
         return found
 
     def _tensor(self, wanted: Any, stored: torch.Tensor, name: str) -> Any:  # noqa: ANN401
-        target = self.allocate(stored) if wanted is None else wanted
+        source = _local(stored)
+        if not _is_plain(source):
+            raise UnsupportedFormatError(
+                f"{name!r} cannot be read by itself",
+                cause=f"it is a {type(source).__name__} of layout {source.layout}, quantised, conjugated or negated",
+                hint="load the whole file: read(path) without a state dict",
+            )
+        target = self._new(stored, source) if wanted is None else wanted
         if not isinstance(target, torch.Tensor) or isinstance(target, DTensor) != isinstance(stored, DTensor):
             self._differ(name, type(wanted).__name__, type(stored).__name__)
             return wanted
-        local, source = _local(target), _local(stored)
-        if type(source) not in (torch.Tensor, torch.nn.Parameter):
-            raise UnsupportedFormatError(
-                f"{name!r} cannot be read by itself",
-                cause=f"it is a {type(source).__name__}",
-                hint="load the whole file: read(path) without a state dict",
-            )
+        local = _local(target)
         if local.shape != source.shape or local.dtype != source.dtype:
             self._differ(name, f"{list(local.shape)} of {local.dtype}", f"{list(source.shape)} of {source.dtype}")
             return wanted
         self.pairs.append(Pair(local, source, name))
         return target
+
+    def _new(self, stored: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        tensor = self.allocate(source)
+        if not isinstance(stored, DTensor):
+            return tensor
+        return DTensor.from_local(
+            tensor, stored.device_mesh, stored.placements, run_check=False, shape=stored.shape, stride=stored.stride()
+        )
 
     def _differ(self, name: str, wanted: str, stored: str) -> None:
         self.problems.append(f"{name or 'the state dict'!r} is {stored} in the file and {wanted} here")
@@ -143,6 +152,12 @@ class Matcher:
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def _is_plain(source: torch.Tensor) -> bool:
+    """Tell whether a tensor is just its bytes, in the order of its strides."""
+    is_dense = type(source) in (torch.Tensor, torch.nn.Parameter) and source.layout is torch.strided
+    return is_dense and not (source.is_quantized or source.is_conj() or source.is_neg())
 
 
 class _TensorFinder(pickle.Pickler):

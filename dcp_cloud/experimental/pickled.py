@@ -13,7 +13,8 @@ import torch
 from torch import _utils, _weights_only_unpickler
 
 from dcp_cloud.errors import ConfigError, CorruptCheckpointError, DcpCloudError, UnsafeCheckpointError
-from dcp_cloud.experimental.index import FileIndex, Record
+from dcp_cloud.experimental.index import FileIndex, Record, checks_of
+from dcp_cloud.transfer.download import Downloader, Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +49,71 @@ class Unpickled:
         return self.storages.get(tensor.untyped_storage()._cdata)
 
 
+class _Unrestricted(pickle.Unpickler):
+    """Runs whatever code the pickle holds, as ``torch.load(weights_only=False)`` does."""
+
+    def __init__(self, data: bytes, load_storage: Callable[[Any], Any]) -> None:
+        super().__init__(io.BytesIO(data), encoding="utf-8")
+        self._load_storage = load_storage
+
+    def persistent_load(self, saved_id: Any) -> Any:  # noqa: ANN401 - what a pickle gives
+        return self._load_storage(saved_id)
+
+
+def read_pickle(downloader: Downloader, index: FileIndex) -> bytes:
+    """Fetch the pickle of a file.
+
+    Args:
+        downloader: Reads from the place of the file.
+        index: The file.
+
+    Returns:
+        The record ``data.pkl``.
+
+    Raises:
+        CorruptCheckpointError: There is none, or it is of another byte order.
+        PreconditionError: The file was replaced since its index was read.
+    """
+    contents: dict[bytes, bytes] = {}
+
+    def keep(name: bytes, memory: memoryview) -> None:
+        contents[name] = bytes(memory)
+
+    records = [(name, index.records.get(name)) for name in (b"data.pkl", b"byteorder")]
+    downloader.run(
+        [
+            Target(
+                key=index.key,
+                start=record.start,
+                nbytes=record.nbytes,
+                checks=checks_of(record),
+                done=lambda memory, name=name: keep(name, memory),  # type: ignore[misc]
+                label=name.decode(),
+            )
+            for name, record in records
+            if record is not None and record.nbytes
+        ],
+        if_match=index.etag,
+    )
+    if contents.get(b"byteorder", b"little") != b"little" or b"data.pkl" not in contents:
+        raise CorruptCheckpointError(
+            "the file of a rank has no pickle or another byte order than this machine's", key=index.key
+        )
+    return contents[b"data.pkl"]
+
+
+def without_data(nbytes: int, location: str) -> torch.UntypedStorage:  # noqa: ARG001 - as unpickle calls it
+    """Make a storage that has a length only, wherever it was saved from."""
+    return torch.UntypedStorage(nbytes, device="meta")  # type: ignore[no-untyped-call]
+
+
 def unpickle(
     data: bytes,
     index: FileIndex,
     make: Callable[[int, str], torch.UntypedStorage],
     safe_globals: Sequence[Any],
+    *,
+    unsafe: bool = False,
 ) -> Unpickled:
     """Read the pickle of a file with ``weights_only`` semantics.
 
@@ -61,6 +122,7 @@ def unpickle(
         index: The file.
         make: Makes an empty storage of a length for a location.
         safe_globals: Further types to allow.
+        unsafe: Run whatever code the pickle holds.
 
     Returns:
         The object.
@@ -84,11 +146,15 @@ def unpickle(
             )
         return typed[name]
 
-    unpickler = _weights_only_unpickler.Unpickler(io.BytesIO(data), encoding="utf-8")
-    unpickler.persistent_load = persistent_load  # type: ignore[method-assign]
+    unpickler: Any
+    if unsafe:
+        unpickler = _Unrestricted(data, persistent_load)
+    else:
+        unpickler = _weights_only_unpickler.Unpickler(io.BytesIO(data), encoding="utf-8")
+        unpickler.persistent_load = persistent_load
     try:
         with torch.serialization.safe_globals(list(safe_globals)):
-            value = unpickler.load()  # type: ignore[no-untyped-call]
+            value = unpickler.load()
     except DcpCloudError:
         raise
     except pickle.UnpicklingError as error:

@@ -20,11 +20,12 @@ from dcp_cloud.errors import (
     NotFoundError,
     OutOfRangeError,
     PreconditionError,
+    UnsupportedFormatError,
 )
 from dcp_cloud.experimental.fill import fill_storage, fill_tensor
-from dcp_cloud.experimental.index import FileIndex, checks_of, read_index
+from dcp_cloud.experimental.index import FileIndex, read_index
 from dcp_cloud.experimental.match import Matcher
-from dcp_cloud.experimental.pickled import placing, sparse_checks, unpickle
+from dcp_cloud.experimental.pickled import placing, read_pickle, sparse_checks, unpickle, without_data
 from dcp_cloud.experimental.place import Place
 from dcp_cloud.experimental.rendezvous import MANIFEST_KEY, read_manifest
 from dcp_cloud.experimental.upstream import CheckpointReader, RankInfo
@@ -166,7 +167,9 @@ class _Load:
 
     def whole(self, map_location: Any, safe_globals: Sequence[Any]) -> Any:  # noqa: ANN401
         with sparse_checks() as check_sparse:
-            found = unpickle(self._pickle(), self._index, placing(map_location), safe_globals)
+            found = unpickle(
+                read_pickle(self._downloader, self._index), self._index, placing(map_location), safe_globals
+            )
             key = self._index.key
             self._run(
                 [
@@ -186,11 +189,11 @@ class _Load:
         safe_globals: Sequence[Any],
     ) -> tuple[dict[str, Any], list[str]]:
         with sparse_checks():
-            found = unpickle(self._pickle(), self._index, _without_data, safe_globals)
+            found = unpickle(read_pickle(self._downloader, self._index), self._index, without_data, safe_globals)
         place = placing(map_location)
 
         def allocate(source: torch.Tensor) -> torch.Tensor:
-            empty = found.storage_of(source) if source.layout is torch.strided else None
+            empty = found.storage_of(source)
             device = place(0, empty.location if empty else "cpu").device
             return torch.empty(source.shape, dtype=source.dtype, device=device)
 
@@ -199,55 +202,19 @@ class _Load:
         targets: list[Target] = []
         for pair in matcher.pairs:
             empty = found.storage_of(pair.source)
-            if empty is not None:
-                targets.extend(
-                    fill_tensor(
-                        pair.target,
-                        pair.source,
-                        empty.record,
-                        key=self._index.key,
-                        label=pair.name,
-                        config=self._config,
-                    )
+            if empty is None:
+                raise UnsupportedFormatError(f"{pair.name!r} has no data of its own", key=self._index.key)
+            targets.extend(
+                fill_tensor(
+                    pair.target, pair.source, empty.record, key=self._index.key, label=pair.name, config=self._config
                 )
+            )
         self._run(targets, items=len(matcher.pairs))
         return filled, matcher.missing
 
     def _run(self, targets: list[Target], *, items: int) -> None:
         self._hook(Planned(phase="load", size_bytes=sum(target.nbytes for target in targets), items=items))
         self._downloader.run(targets, if_match=self._index.etag)
-
-    def _pickle(self) -> bytes:
-        contents: dict[bytes, bytes] = {}
-
-        def keep(name: bytes, memory: memoryview) -> None:
-            contents[name] = bytes(memory)
-
-        records = [(name, self._index.records.get(name)) for name in (b"data.pkl", b"byteorder")]
-        self._downloader.run(
-            [
-                Target(
-                    key=self._index.key,
-                    start=record.start,
-                    nbytes=record.nbytes,
-                    checks=checks_of(record),
-                    done=lambda memory, name=name: keep(name, memory),  # type: ignore[misc]
-                    label=name.decode(),
-                )
-                for name, record in records
-                if record is not None and record.nbytes
-            ],
-            if_match=self._index.etag,
-        )
-        if contents.get(b"byteorder", b"little") != b"little" or b"data.pkl" not in contents:
-            raise CorruptCheckpointError(
-                "the file of a rank has no pickle or another byte order than this machine's", key=self._index.key
-            )
-        return contents[b"data.pkl"]
-
-
-def _without_data(nbytes: int, location: str) -> torch.UntypedStorage:  # noqa: ARG001 - as pickled.unpickle calls it
-    return torch.UntypedStorage(nbytes, device="meta")  # type: ignore[no-untyped-call]
 
 
 def file_key(rank: int) -> str:

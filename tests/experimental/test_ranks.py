@@ -1,0 +1,126 @@
+"""Several ranks with torch's experimental checkpointers: one commit for all, errors for all, background saves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.checkpoint._experimental import DefaultStager, RankInfo
+from torch.distributed.checkpoint._experimental.checkpoint_process import CheckpointProcessConfig
+from torch.distributed.checkpoint._experimental.staging import CheckpointStagerConfig
+
+from dcp_cloud import CloudAsyncCheckpointer, CloudCheckpointReader, StoreURI, open_store
+from dcp_cloud.errors import CheckpointNotFoundError, ConfigError, IncompleteCheckpointError
+from dcp_cloud.experimental import CloudCheckpointProcess, CloudCheckpointWriter
+from tests.checkpoint.conftest import every_cloud
+from tests.experimental import jobs
+from tests.support.ranks import run_ranks
+
+Place = Callable[..., str]
+
+
+def read(uri: str, rank: int) -> dict:
+    return CloudCheckpointReader(RankInfo(global_rank=rank, global_world_size=2)).read(uri)[0]
+
+
+@every_cloud
+def test_ranks_save_and_load_their_own(place: Place) -> None:
+    """Two ranks save and load, whole and in part, on each provider; one loads alone; a third finds nothing."""
+    uri = place()
+    assert run_ranks(2, jobs.save_and_load, uri, 1) == [[], []]
+    assert sorted(meta.key for meta in open_store(uri).list()) == [
+        "checkpoint.json",
+        "checkpoint_0.pt",
+        "checkpoint_1.pt",
+    ]
+    assert run_ranks(1, jobs.load, uri) == ["rank 0"]
+    with pytest.raises(CheckpointNotFoundError, match="saved by 2 ranks"):
+        read(uri, 2)
+
+
+def test_a_failure_of_one_rank_is_heard_by_all(place: Place) -> None:
+    """No rank is told of a success, nothing is committed, and nobody can load a part of it."""
+    uri = place()
+    fault = {"kind": "refuse", "verb": "put_part"}
+    outcomes = run_ranks(2, jobs.save_with_fault, uri, 1, fault)
+    assert outcomes == ["IncompleteCheckpointError", "PermissionDeniedError"]
+    assert run_ranks(2, jobs.load, uri) == ["IncompleteCheckpointError", "CheckpointNotFoundError"]
+
+
+def test_hooks_are_called_in_torchs_order(place: Place) -> None:
+    """Write, pre_commit, barrier, commit, post_commit, with the arguments of save."""
+    seen = run_ranks(2, jobs.save_with_hook, place())
+    for rank, ((before, files, arguments), (after, committed, same_arguments)) in enumerate(seen):
+        assert (before, after) == ("pre", "post")
+        assert f"checkpoint_{rank}.pt" in files
+        assert "checkpoint.json" not in files
+        assert committed == ["checkpoint.json", "checkpoint_0.pt", "checkpoint_1.pt"]
+        assert arguments == same_arguments == {"step": 3}
+
+
+def test_background_saves_get_over_errors(place: Place) -> None:
+    """The process survives a missing bucket and a hook that refuses; the saves before and after are whole."""
+    uris = [place(), place(), place()]
+    missing = uris[0].replace(StoreURI.parse(uris[0]).bucket, "no-such-bucket-anywhere")
+    outcomes = run_ranks(2, jobs.background_saves, uris, missing, timeout_s=150)
+    expected = ["ok", "BucketNotFoundError", "DcpCloudError", "ok", "equal", "equal"]
+    assert outcomes == [expected, expected]
+    with pytest.raises(IncompleteCheckpointError):
+        read(uris[1], 0)
+
+
+def test_a_save_to_the_same_path_is_refused_until_it_is_whole(tmp_path: Path) -> None:
+    """A rank that has replaced its file alone makes the checkpoint incomplete, and never a mixture of two saves."""
+    uri = f"file://{tmp_path}"
+    _save_both(uri, "first", seed=1)
+    assert [read(uri, rank)["step"] for rank in (0, 1)] == [1, 1]
+    with pytest.raises(IncompleteCheckpointError, match="did not come"):
+        jobs.writer(uri, 0, 2, "second").write(uri, jobs.state(0, 2))
+    with pytest.raises(IncompleteCheckpointError, match="another save"):
+        read(uri, 0)
+    assert read(uri, 1)["step"] == 1
+    _save_both(uri, "third", seed=3)
+    assert [read(uri, rank)["step"] for rank in (0, 1)] == [3, 3]
+    assert not (tmp_path / "marks").exists()
+
+
+def _save_both(uri: str, run_id: str, seed: int) -> None:
+    """Let two imagined ranks save: the second gives up waiting; the first then finds all files and commits."""
+    with pytest.raises(IncompleteCheckpointError, match="the first rank"):
+        jobs.writer(uri, 1, 2, run_id).write(uri, jobs.state(1, seed))
+    # Its failure to wait was not one of its file: the first rank may still commit.
+    jobs.writer(uri, 0, 2, run_id).write(uri, jobs.state(0, seed))
+
+
+def test_ranks_need_a_way_to_agree() -> None:
+    """Several ranks without a process group and without a run_id are told what to do."""
+    with pytest.raises(ConfigError, match="run_id"):
+        CloudCheckpointWriter(jobs.CheckpointWriterConfig(), RankInfo(global_rank=0, global_world_size=2))
+
+
+def test_an_error_nobody_asked_for_is_raised_by_the_next_save(tmp_path: Path) -> None:
+    """A future that fails after ``write`` returned is no success; its error comes up once, not for ever."""
+    process = CloudCheckpointProcess(
+        RankInfo(global_rank=0, global_world_size=1),
+        CheckpointProcessConfig(subprocess_init_timeout_secs=120),
+        jobs.make_failing_later,
+        (),
+        jobs.make_failing_later,
+        {},
+    )
+    stager = DefaultStager(
+        CheckpointStagerConfig(use_pinned_memory=False, use_async_staging=False, use_non_blocking_copy=False)
+    )
+    reader = CloudCheckpointReader(RankInfo(global_rank=0, global_world_size=1))
+    checkpointer = CloudAsyncCheckpointer(checkpoint_stager=stager, checkpoint_process=process, reader=reader)
+    checkpointer.save(f"file://{tmp_path}/1", {"a": torch.ones(2)})
+    with pytest.raises(OSError, match="full"):
+        checkpointer.save(f"file://{tmp_path}/2", {"a": torch.ones(2)})
+    _, written = checkpointer.save(f"file://{tmp_path}/3", {"a": torch.ones(2)})
+    with pytest.raises(OSError, match="full"):
+        written.result()
+    _, written = checkpointer.save(f"file://{tmp_path}/4", {"a": torch.ones(2)})
+    assert isinstance(written.exception(), OSError)
+    checkpointer.close()
