@@ -146,9 +146,9 @@ def _cut(stored: StoredItem) -> _Cut:
     size_bytes, raw = stored.size_bytes, stored.raw
     if size_bytes <= BLOCK_BYTES:
         return _Cut(size_bytes=size_bytes, head_bytes=size_bytes, tail_bytes=0)
-    if stored.crc32 is not None:
-        return _Cut(size_bytes=size_bytes, head_bytes=0, tail_bytes=0)
     if raw is None:
+        if stored.crc32 is not None:
+            return _Cut(size_bytes=size_bytes, head_bytes=0, tail_bytes=0)
         return _Cut(size_bytes=size_bytes, head_bytes=_ENDS_BYTES, tail_bytes=_ENDS_BYTES)
     head_bytes = raw.offset - stored.offset
     return _Cut(size_bytes=size_bytes, head_bytes=head_bytes, tail_bytes=size_bytes - head_bytes - raw.size_bytes)
@@ -163,12 +163,13 @@ def _judge(shard: Shard, stored: StoredItem, item: PartlyHeld, raw_blocks: Seque
         item: Its bytes, as far as they are held.
         raw_blocks: Checksums of the blocks of its tensor's bare bytes, if ``stored.raw`` says where those are.
     """
-    if stored.crc32 is not None:
-        fault = _crc_fault("the item", item.crc32(0, stored.size_bytes), stored.crc32)
-        return Verdict(shard=shard, status="checksum" if fault else "verified", cause=fault)
     fault = _raw_fault(stored.raw, raw_blocks) if stored.raw is not None else ""
+    if not fault and stored.crc32 is not None:
+        fault = _crc_fault("the item", item.crc32(0, stored.size_bytes), stored.crc32)
     if fault:
         return Verdict(shard=shard, status="checksum", cause=fault)
+    if stored.crc32 is not None and stored.raw is None:
+        return Verdict(shard=shard, status="verified")
     if stored.transforms:
         return Verdict(shard=shard, status="unrecorded")
     finding = check_archive(item)

@@ -130,7 +130,8 @@ class ItemEncoder:
         start = upload.size_bytes
         blocks = source.blocks()
         trailer = Span(record.trailer_nbytes, Kept(lambda: memoryview(record.trailer(crc32_of(blocks)))))
-        for span in (Span.of(record.header), *blocks, trailer):
+        spans = (Span.of(record.header), *blocks, trailer)
+        for span in spans:
             upload.append(span)
         size_bytes = upload.size_bytes - start
 
@@ -140,6 +141,7 @@ class ItemEncoder:
                 key=upload.key,
                 offset=start,
                 size_bytes=size_bytes,
+                crc32=crc32_of(spans),
                 raw=_raw_data(record, start, crc32_of(blocks), crcs) if is_as_planned else None,
             )
 
@@ -152,9 +154,10 @@ class ItemEncoder:
         record, start = source.record, upload.size_bytes
         memory = source.load(0, record.raw_nbytes)
         crc = crc32(memory)
-        upload.append(Span.of(b"".join((record.header, memory, record.trailer(crc)))))
+        data = b"".join((record.header, memory, record.trailer(crc)))
+        upload.append(Span.of(data))
         raw = _raw_data(record, start, crc, ()) if is_as_planned else None
-        stored = StoredItem(key=upload.key, offset=start, size_bytes=upload.size_bytes - start, raw=raw)
+        stored = StoredItem(key=upload.key, offset=start, size_bytes=len(data), crc32=crc32(data), raw=raw)
         return EncodedItem(item=item, size_bytes=stored.size_bytes, describe=lambda: stored)
 
     def _append_saved(self, item: WriteItem, upload: ObjectUpload, tensor: torch.Tensor) -> EncodedItem:

@@ -70,7 +70,7 @@ class StoredItem:
         offset: Offset of the item in the object, bytes.
         size_bytes: Length of the item, bytes.
         transforms: Descriptors of the stream transforms to undo, in order.
-        crc32: CRC-32 (zlib) of the item's stored bytes when ``raw`` is None, if it was recorded.
+        crc32: CRC-32 (zlib) of the item's stored bytes, if it was recorded.
         raw: The bare tensor bytes, for untransformed plain tensors that this package wrote.
     """
 
