@@ -47,6 +47,8 @@ _NAMES = (
     r"x-amz-signature|x-amz-credential|x-amz-security-token|x-goog-signature|x-goog-credential"
     r"|secret_?access_?key|session_?token|secret_?key|account_?key|shared_?access_?signature|private_?key"
     r"|access_?token|refresh_?token|id_?token|client_?secret|client_?assertion|password|sig|signature"
+    r"|web_?identity_?token|subject_?token|assertion|x-identity-header"
+    r"|x-amz-server-side-encryption-customer-key|sse_?customer_?key|x-ms-encryption-key"
 )
 _SEPARATOR = r"\\?[\"']?\s*[=:>]\s*(?:b?\\?[\"'])?"
 _VALUE = r"[^\s&;,\"'<>\\]+"

@@ -256,14 +256,21 @@ class GCSObjects:
 
 
 def meta_of(resource: Any) -> ObjectMeta:  # noqa: ANN401 - JSON
-    """Read an object's description from its resource."""
-    updated = resource.get("updated")
-    return ObjectMeta(
-        key=resource["name"],
-        size_bytes=int(resource.get("size", 0)),
-        etag=str(resource["generation"]),
-        modified_at=read_time(updated) if updated else None,
-    )
+    """Read an object's description from its resource.
+
+    Raises:
+        TransientError: It is none: the answer was changed on its way, or something else answered.
+    """
+    try:
+        updated = resource.get("updated")
+        return ObjectMeta(
+            key=resource["name"],
+            size_bytes=int(resource.get("size", 0)),
+            etag=str(resource["generation"]),
+            modified_at=read_time(updated) if updated else None,
+        )
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise TransientError("the answer describes no object", cause=error) from error
 
 
 def read_time(text: str) -> datetime:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import ipaddress
 import select
 import socket
 import ssl
 import urllib.request
+import warnings
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,6 +103,14 @@ def find_route(url: SplitResult, *, proxy_url: str | None = None) -> Route:
     """
     if url.scheme not in ("http", "https") or not url.hostname:
         raise ConfigError("the endpoint is no http or https URL", key=f"{url.scheme}://{url.hostname}")
+    if url.scheme == "http" and not _is_loopback(url.hostname):
+        # Python tells the same once for each process.
+        warnings.warn(
+            f"{url.hostname} is reached over http: checkpoints, and tokens and signatures that give access to them, "
+            "can be read and changed on their way; use an https endpoint",
+            UserWarning,
+            stacklevel=2,
+        )
     port = url.port or (443 if url.scheme == "https" else 80)
     proxy = proxy_url
     if proxy is None and not urllib.request.proxy_bypass(f"{url.hostname}:{port}"):
@@ -167,6 +177,15 @@ def is_stale(connection: Connection) -> bool:
     poll = select.poll()
     poll.register(connection.sock, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 def _encode_head(connection: Connection, route: Route, request: Outgoing) -> bytes:

@@ -303,6 +303,7 @@ def test_an_unknown_profile_is_a_config_error(opened: Callable):
         store.head("k")
 
 
+@pytest.mark.filterwarnings("ignore:.*reached over http:UserWarning")
 def test_a_bucket_can_stand_in_the_host_name(credentials, monkeypatch: pytest.MonkeyPatch):
     """Virtual addressing, seen by a proxy because the host does not exist; and path style for a custom endpoint."""
     monkeypatch.delenv("NO_PROXY")

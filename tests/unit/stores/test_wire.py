@@ -219,6 +219,7 @@ def test_nobody_listening_is_transient(wire: Wire):
     assert "abc" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:.*reached over http:UserWarning")
 def test_an_unknown_host_is_transient(wire: Wire):
     """Name resolution fails for moments, too."""
     with pytest.raises(TransientError):
@@ -318,6 +319,7 @@ def test_a_missing_ca_bundle_is_a_config_error(tmp_path):
         Wire(WireConfig(ca_bundle=str(tmp_path / "nowhere.pem"))).request("GET", "https://127.0.0.1:1/", [])
 
 
+@pytest.mark.filterwarnings("ignore:.*reached over http:UserWarning")
 def test_http_goes_through_a_proxy(wire: Wire, monkeypatch: pytest.MonkeyPatch):
     """A plain request asks the proxy for the whole URL, with the login of the proxy's URL."""
     with stub_server(_echo) as proxy:
@@ -348,6 +350,7 @@ def test_no_proxy_is_respected(wire: Wire, monkeypatch: pytest.MonkeyPatch):
         assert wire.request("GET", server.url, []).status == 200
 
 
+@pytest.mark.filterwarnings("ignore:.*reached over http:UserWarning")
 def test_a_proxy_of_another_kind_is_a_config_error(wire: Wire, monkeypatch: pytest.MonkeyPatch):
     """SOCKS is refused with the way out."""
     monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:1")
