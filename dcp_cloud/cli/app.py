@@ -19,6 +19,7 @@ from dcp_cloud.cli.config import config_show
 from dcp_cloud.cli.cp import cp
 from dcp_cloud.cli.demo import demo
 from dcp_cloud.cli.diff import diff
+from dcp_cloud.cli.doctor import doctor
 from dcp_cloud.cli.emulators import serve_emulators
 from dcp_cloud.cli.failures import MEANINGS, ExitCode, show_error
 from dcp_cloud.cli.inspect import inspect
@@ -42,6 +43,7 @@ _COMMANDS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "rm": rm,
         "prune": prune,
         "sweep": sweep,
+        "doctor": doctor,
         "config show": config_show,
         "bench": bench,
         "serve-emulators": serve_emulators,
@@ -86,6 +88,7 @@ _EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "dcp-cloud sweep s3://bucket/run --dry-run",
             "dcp-cloud sweep s3://bucket/run --older-than 48h",
         ),
+        "doctor": ("dcp-cloud doctor s3://bucket/run", "dcp-cloud doctor gs://bucket/run --read-only"),
         "config show": ("dcp-cloud config show", "dcp-cloud config show s3://bucket/run?part_size=64MiB"),
         "bench": (
             "dcp-cloud bench s3://bucket/scratch",

@@ -37,7 +37,7 @@ class ExitCode(IntEnum):
 MEANINGS: Mapping[ExitCode, str] = MappingProxyType(
     {
         ExitCode.OK: "done, and nothing is wrong",
-        ExitCode.DAMAGED: "the checkpoint is damaged or incomplete; diff: they differ",
+        ExitCode.DAMAGED: "the checkpoint is damaged or incomplete; diff: they differ; doctor: a check failed",
         ExitCode.USAGE: "wrong use or configuration; nothing was sent",
         ExitCode.NOT_FOUND: "no such bucket, or no checkpoint there",
         ExitCode.PERMISSION: "no credentials, wrong ones, or not allowed",
