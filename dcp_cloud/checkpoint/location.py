@@ -92,6 +92,23 @@ class Location:
         self.uri, self.transfer, self.store, self._bucket = uri, transfer, store, bucket
 
 
+def part_file(uri: URILike, suffixes: tuple[str, ...]) -> tuple[StoreURI, str | None]:
+    """Part the name of a file from its place.
+
+    Args:
+        uri: A URI, of a place or of a file.
+        suffixes: How the names of such files end.
+
+    Returns:
+        The place, and the file's name if the URI names a file.
+    """
+    place = StoreURI.parse(uri)
+    directory, _, name = place.prefix.rpartition("/")
+    if not name.endswith(suffixes):
+        return place, None
+    return place.at(directory or ("/" if place.scheme == "file" else "")), name
+
+
 def _same_place(a: StoreURI, b: StoreURI) -> bool:
     return _same_bucket(a, b) and dict(a.options) == dict(b.options)
 

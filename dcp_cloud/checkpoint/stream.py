@@ -7,10 +7,11 @@ No tensor is ever whole in memory, whatever shards it was saved as.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -19,10 +20,10 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from dcp_cloud.checkpoint.boxes import BoxPlanner
 from dcp_cloud.checkpoint.reader import CloudStorageReader
 from dcp_cloud.checkpoint.tiling import Box
-from dcp_cloud.errors import UnsupportedFormatError
+from dcp_cloud.errors import CorruptCheckpointError, UnsupportedFormatError
 from dcp_cloud.format.layout import BLOCK_BYTES
 from dcp_cloud.transfer.events import EventHook, RequestDone, TransferEvent
-from dcp_cloud.transfer.span import Span
+from dcp_cloud.transfer.span import Span, crc32_of
 from dcp_cloud.transfer.upload import ObjectUpload, Uploader
 
 # Of what may be in flight a batch is this part: one is read while others are sent.
@@ -32,10 +33,11 @@ _BATCHES = 8
 class _Piece:
     """A stretch of a tensor's bytes and, once it was read, its memory."""
 
-    __slots__ = ("entry", "fqn", "memory", "start", "stop")
+    __slots__ = ("entry", "fqn", "memory", "start", "stop", "verify")
 
     def __init__(self, fqn: str, entry: TensorStorageMetadata, start: int, stop: int) -> None:
         self.fqn, self.entry, self.start, self.stop = fqn, entry, start, stop
+        self.verify: Callable[[], None] | None = None
         self.memory: np.ndarray[tuple[int], np.dtype[np.uint8]] | None = None
 
     def load(self) -> memoryview:
@@ -60,13 +62,24 @@ class TensorStream:
         metadata: What its ``read_metadata`` returned.
         uploader: Sends the objects.
         hook: Told of the requests of reading; what was sent is told by the uploader.
+        crc32: Checksums of whole tensors, in row-major order, where the source has such; each is compared before the
+            end of its tensor is sent.
     """
 
-    def __init__(self, reader: CloudStorageReader, metadata: Metadata, uploader: Uploader, *, hook: EventHook) -> None:
+    def __init__(
+        self,
+        reader: CloudStorageReader,
+        metadata: Metadata,
+        uploader: Uploader,
+        *,
+        hook: EventHook,
+        crc32: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         self._reader = reader
         self._metadata = metadata
         self._uploader = uploader
         self._hook = hook
+        self._crc32 = crc32
         self._batch_bytes = max(uploader.budget.limit_bytes // _BATCHES, 1)
         self._steps: list[_Step] = []
         self._waiting_bytes = 0
@@ -80,12 +93,13 @@ class TensorStream:
         """
         self._steps.append(_Step(upload, span))
 
-    def append_tensor(self, upload: ObjectUpload, fqn: str) -> list[Span]:
+    def append_tensor(self, upload: ObjectUpload, fqn: str, *, page_bytes: int = 0) -> list[Span]:
         """Append the values of a tensor in row-major order.
 
         Args:
             upload: The object.
             fqn: The tensor's name in the checkpoint.
+            page_bytes: Keep the checksums of pages of this length, too; 0 for none.
 
         Returns:
             Its pieces; their checksums can be asked for when they have been sent.
@@ -93,13 +107,17 @@ class TensorStream:
         entry = self._metadata.state_dict_metadata[fqn]
         if not isinstance(entry, TensorStorageMetadata):
             raise UnsupportedFormatError(f"{fqn!r} is no tensor")
-        spans = []
-        cuts = _cuts(entry)
-        for start, stop in itertools.pairwise(cuts):
+        spans: list[Span] = []
+        nbytes = math.prod(entry.size) * entry.properties.dtype.itemsize
+        for start in range(0, nbytes, BLOCK_BYTES):
+            stop = min(start + BLOCK_BYTES, nbytes)
             if self._waiting_bytes and self._waiting_bytes + stop - start > self._batch_bytes:
                 self.flush()
             piece = _Piece(fqn, entry, start, stop)
-            spans.append(Span(stop - start, piece.load, on_sent=self._uploader.budget.release))
+            release = self._uploader.budget.release
+            spans.append(Span(stop - start, piece.load, on_sent=release, page_bytes=page_bytes))
+            if stop == nbytes and (crc := self._crc32.get(fqn)) is not None:
+                piece.verify = partial(_verify, fqn, spans, crc)
             self._steps.append(_Step(upload, spans[-1], piece))
             self._waiting_bytes += stop - start
         return spans
@@ -125,6 +143,8 @@ class TensorStream:
             self._uploader.budget.acquire(nbytes, own_bytes=steps[0].upload.open_bytes)
             _read(self._reader, self._metadata, pieces, self._hook)
         for step in steps:
+            if step.piece is not None and step.piece.verify is not None:
+                step.piece.verify()
             if step.span is None:
                 step.upload.end()
             else:
@@ -141,6 +161,15 @@ def _read(reader: CloudStorageReader, metadata: Metadata, pieces: Sequence[_Piec
             hook(event)
 
     reader.fill(metadata, planner.create_local_plan(), planner, hook=pass_requests)
+
+
+def _verify(fqn: str, spans: Sequence[Span], crc: int) -> None:
+    if crc32_of(spans) != crc:
+        raise CorruptCheckpointError(
+            f"the stored bytes of {fqn!r} are not the bytes that were saved",
+            cause="their CRC-32 is another",
+            hint="restore the file from a copy",
+        )
 
 
 def _plan(piece: _Piece, planner: BoxPlanner) -> None:
@@ -185,29 +214,3 @@ def linear_boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[Box]
 def _within(shape: tuple[int, ...], index: int, start: int, stop: int) -> Iterator[Box]:
     for box in linear_boxes(shape[1:], start, stop):
         yield Box((index, *box.offsets), (1, *box.sizes))
-
-
-def _cuts(entry: TensorStorageMetadata) -> list[int]:
-    """Choose where pieces begin and end: where blocks do that have checksums, as far as shards are runs of bytes."""
-    shape, itemsize = tuple(entry.size), entry.properties.dtype.itemsize
-    nbytes = math.prod(shape) * itemsize
-    runs = [_run(shape, tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in entry.chunks]
-    cuts = {0, nbytes}
-    for run in runs if None not in runs else [(0, math.prod(shape))]:
-        if run is not None:
-            cuts.update(range(run[0] * itemsize, run[1] * itemsize, BLOCK_BYTES))
-    return sorted(cuts)
-
-
-def _run(shape: tuple[int, ...], offsets: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, int] | None:
-    """Give the run of elements that a shard is, or None if it is scattered."""
-    inner = len(shape)
-    while inner and sizes[inner - 1] == shape[inner - 1]:
-        inner -= 1
-    if any(size != 1 for size in sizes[: max(inner - 1, 0)]):
-        return None
-    start, stride = 0, 1
-    for offset, size in zip(reversed(offsets), reversed(shape), strict=True):
-        start += offset * stride
-        stride *= size
-    return start, start + math.prod(sizes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
@@ -85,6 +86,7 @@ def export_model(
     transfer: TransferConfig,
     hook: EventHook,
     beside_shards: bool = False,
+    crc32: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, FileRecord]:
     """Store tensors of a checkpoint as safetensors files, and then the index that makes them visible.
 
@@ -98,6 +100,7 @@ def export_model(
         transfer: Part length, concurrency, memory, retries.
         hook: Told of requests and progress.
         beside_shards: Whether the shards that are read lie in the same place and stay there.
+        crc32: Checksums of whole tensors, where the source has such.
 
     Returns:
         Where each tensor was stored, by its new name.
@@ -118,7 +121,7 @@ def export_model(
     placed: dict[str, FileRecord] = {}
     conflict: CheckpointError | None = None
     with Uploader(store, transfer, hook=hook, phase="copy") as uploader:
-        stream = TensorStream(reader, metadata, uploader, hook=hook)
+        stream = TensorStream(reader, metadata, uploader, hook=hook, crc32=crc32)
         for key, specs in files.items():
             placed |= _append_file(key, specs, sources, stream, uploader, has_index=split.single is None)
         stream.flush()
@@ -154,7 +157,7 @@ def _append_file(
             cause=f"{size_bytes} bytes",
             hint="spread the tensors over more files",
         )
-    upload = uploader.begin(key, expected_bytes=size_bytes)
+    upload = uploader.begin(key, expected_bytes=size_bytes, replaces=not has_index)
     stream.append(upload, Span.of(header))
     for spec in specs:
         stream.append_tensor(upload, sources[spec.name])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 
-from dcp_cloud.checkpoint.location import StoreLike, URILike
+from dcp_cloud.checkpoint.location import StoreLike, URILike, part_file
 from dcp_cloud.checkpoint.reader import CloudStorageReader
 from dcp_cloud.config import TransferConfig
 from dcp_cloud.errors import CheckpointNotFoundError
@@ -18,7 +16,6 @@ from dcp_cloud.huggingface.files import OpenFile, check_unchanged, find_files, o
 from dcp_cloud.transfer.events import EventHook
 from dcp_cloud.transfer.retry import Retrier
 from dcp_cloud.transfer.retrying import RetryingStore
-from dcp_cloud.uri import StoreURI
 
 
 class CloudHuggingFaceStorageReader(CloudStorageReader):
@@ -48,7 +45,7 @@ class CloudHuggingFaceStorageReader(CloudStorageReader):
         config: object = None,
         on_event: EventHook | None = None,
     ) -> None:
-        place, self._only = _split(uri)
+        place, self._only = part_file(uri, (SUFFIX,))
         super().__init__(place, transfer=transfer, store=store, config=config, on_event=on_event)
         self._opened: dict[str, OpenFile] = {}
 
@@ -59,7 +56,7 @@ class CloudHuggingFaceStorageReader(CloudStorageReader):
             checkpoint_id: A new URI, or None to stay where the reader is.
         """
         if checkpoint_id:
-            checkpoint_id, self._only = _split(checkpoint_id)
+            checkpoint_id, self._only = part_file(checkpoint_id, (SUFFIX,))
         super().reset(checkpoint_id)
         self._opened = {}
 
@@ -81,12 +78,3 @@ class CloudHuggingFaceStorageReader(CloudStorageReader):
         records = metadata.storage_data or {}
         used = {from_storage_info(records[item.storage_index]).key for item in plan.items}
         check_unchanged(self._location.store, self._opened, used, self._location.transfer, hook=self._hook)
-
-
-def _split(uri: URILike) -> tuple[StoreURI, str | None]:
-    """Part the name of a file from its place."""
-    place = StoreURI.parse(uri)
-    directory, _, name = place.prefix.rpartition("/")
-    if not name.endswith(SUFFIX):
-        return place, None
-    return replace(place, prefix=directory or ("/" if place.scheme == "file" else "")), name

@@ -193,7 +193,7 @@ class CloudHuggingFaceStorageWriter(CloudStorageWriter):
                 reader, place, split=FileSplit(numbers=self._numbers), overwrite=self._overwrite, hook=self._hook
             )
 
-    def _discard(self, results: list[list[WriteResult]], store: RetryingStore) -> None:
+    def _discard(self, results: list[list[WriteResult]], save: _Save, store: RetryingStore) -> None:
         """Leave the files of a save that was refused: another job's may have the same names."""
 
     def _data_store(self) -> ObjectStore:

@@ -4,7 +4,7 @@
 
     with Uploader(store, config) as uploader:
         upload = uploader.begin("key", expected_bytes=n)
-        upload.append(span)          # waits when enough is under way
+        upload.append(span)          # waits when enough is under way; append_copy for short pieces
         upload.end()
         uploader.finish()            # all objects are stored, or the first error is raised
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from types import TracebackType
 
@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 _CLEAN_UP_S = 15.0
 # What is left of it when it is used up: one try of each request.
 _LAST_TRY_S = 0.001
+# So many copied bytes are one span: enough for a span to cost nothing beside them, and little to hold ahead.
+_COPIED_BYTES = 1024 * 1024
 
 
 class Uploader:
@@ -87,12 +89,14 @@ class Uploader:
         if error is not None:
             self._undo()
 
-    def begin(self, key: str, *, expected_bytes: int) -> ObjectUpload:
+    def begin(self, key: str, *, expected_bytes: int, replaces: bool = False) -> ObjectUpload:
         """Begin an object.
 
         Args:
             key: Its key.
             expected_bytes: Its length, or an upper bound; decides the length of its parts.
+            replaces: Whether an object of this key may be there that has to outlive a failure. An object becomes
+                visible whole or not at all, so it is then not deleted when something else fails.
 
         Returns:
             The object to append to.
@@ -100,7 +104,7 @@ class Uploader:
         part_bytes = upload_part_bytes(
             expected_bytes, part_size_bytes=self._config.part_size_bytes, limits=self.store.limits
         )
-        upload = ObjectUpload(self, key, part_bytes)
+        upload = ObjectUpload(self, key, part_bytes, replaces=replaces)
         self._uploads.append(upload)
         return upload
 
@@ -146,16 +150,19 @@ class ObjectUpload:
         uploader: Sends the parts.
         key: Key of the object.
         part_bytes: Length of each part but the last.
+        replaces: Whether what stood here before has to outlive a failure.
     """
 
-    def __init__(self, uploader: Uploader, key: str, part_bytes: int) -> None:
+    def __init__(self, uploader: Uploader, key: str, part_bytes: int, *, replaces: bool = False) -> None:
         self.key = key
         self.size_bytes = 0
         self._uploader = uploader
         self._part_bytes = part_bytes
+        self._replaces = replaces
         self._open: list[Span] = []
         self._open_bytes = 0
         self._open_held_bytes = 0
+        self._copied = bytearray()
         self._multipart: RetryingUpload | None = None
         self._lock = threading.Lock()
         self._sent: list[Part] = []
@@ -177,7 +184,33 @@ class ObjectUpload:
         Raises:
             BaseException: An earlier part failed.
         """
+        self._flush()
         self.size_bytes += span.nbytes
+        self._add(span)
+
+    def append_copy(self, pieces: Iterable[bytes | memoryview]) -> None:
+        """Add short bytes at the end by copying them: thousands of them become one span.
+
+        Args:
+            pieces: The bytes; they may change afterwards.
+
+        Raises:
+            BaseException: An earlier part failed.
+        """
+        before = len(self._copied)
+        for piece in pieces:
+            self._copied += piece
+        self.size_bytes += len(self._copied) - before
+        if len(self._copied) >= _COPIED_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._copied:
+            copied, self._copied = self._copied, bytearray()
+            self._uploader.budget.acquire(len(copied), own_bytes=self._open_held_bytes)
+            self._add(Span.of(copied, on_sent=self._uploader.budget.release))
+
+    def _add(self, span: Span) -> None:
         while span.nbytes:
             if self._open_bytes == self._part_bytes:
                 self._send_open()
@@ -197,6 +230,7 @@ class ObjectUpload:
         Raises:
             BaseException: An earlier part failed.
         """
+        self._flush()
         limits = self._uploader.store.limits
         if self._multipart is None and self._open_bytes <= limits.max_put_bytes:
             spans = self._take_open()
@@ -219,7 +253,7 @@ class ObjectUpload:
         Args:
             retrier: As for ``abort``.
         """
-        if self._begun_parts:
+        if self._begun_parts and not self._replaces:
             replace(self._uploader.store, retrier=retrier).delete([self.key])
 
     def _send_open(self, *, is_last: bool = False) -> None:
