@@ -54,8 +54,7 @@ def permission_for(scheme: str, verb: str, error: DcpCloudError) -> str:
     Returns:
         The fix, or nothing if the error was no refusal of a permission.
     """
-    refused = error is None or (
-        isinstance(error, PermissionDeniedError) and not isinstance(error, UnauthenticatedError)
-    )
+    if not isinstance(error, PermissionDeniedError) or isinstance(error, UnauthenticatedError):
+        return ""
     permission = _PERMISSIONS.get(scheme, {}).get(verb)
-    return f"grant {permission}" if refused and permission else ""
+    return f"grant {permission}" if permission else ""
