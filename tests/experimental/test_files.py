@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from dcp_cloud.errors import (
     CheckpointNotFoundError,
     ConfigError,
     CorruptCheckpointError,
-    MissingExtraError,
     StateDictMismatchError,
     UnsafeCheckpointError,
     UnsupportedFormatError,
@@ -238,12 +236,3 @@ def test_a_uri_makes_no_local_directory(place: Place, tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match="lost a slash"):
         jobs.writer(uri).write(Path(StoreURI.parse(uri).root), {"a": 1})  # type: ignore[arg-type]
-
-
-def test_an_older_torch_is_told_clearly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where torch has no experimental checkpointers, importing ours is an ImportError that says so."""
-    for name in [name for name in sys.modules if name.startswith("dcp_cloud.experimental")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "torch.distributed.checkpoint._experimental.barriers", None)
-    with pytest.raises(MissingExtraError, match="Update torch"):
-        __import__("dcp_cloud.experimental")

@@ -140,7 +140,7 @@ def test_a_mistake_in_a_uri_is_told_and_not_left_to_fsspec() -> None:
 
 @pytest.mark.parametrize("has_fsspec", [True, False])
 def test_a_scheme_that_nobody_serves_is_told(monkeypatch: pytest.MonkeyPatch, *, has_fsspec: bool) -> None:
-    """With or without fsspec, the message names the schemes that there are, and nothing of the URI that may be secret."""
+    """With or without fsspec, the message names the schemes that there are, and no secret of the URI."""
     if not has_fsspec:
         monkeypatch.setitem(sys.modules, "torch.distributed.checkpoint._fsspec_filesystem", None)
     dcp_cloud.install()
