@@ -155,7 +155,7 @@ class ItemEncoder:
         memory = source.load(0, record.raw_nbytes)
         crc = crc32(memory)
         data = b"".join((record.header, memory, record.trailer(crc)))
-        upload.append(Span.of(data))
+        upload.append_copy([data])
         raw = _raw_data(record, start, crc, ()) if is_as_planned else None
         stored = StoredItem(key=upload.key, offset=start, size_bytes=len(data), crc32=crc32(data), raw=raw)
         return EncodedItem(item=item, size_bytes=stored.size_bytes, describe=lambda: stored)

@@ -172,6 +172,24 @@ def test_room_of_a_block_in_two_parts_is_given_back_when_both_are_sent() -> None
     assert content(store, "k") == b"".join(blocks)
 
 
+def test_short_pieces_are_joined_in_order_and_counted() -> None:
+    """Copies stand where they were appended, between spans too; they are in the budget until they are sent."""
+    store = memory_store()
+    pieces = [random_bytes(100 * 1024, number) for number in range(30)]
+    with Uploader(store, config(part=1 << 20, inflight=4 << 20)) as uploader:
+        upload = uploader.begin("k", expected_bytes=4 << 20)
+        upload.append_copy([pieces[0], memoryview(pieces[1])])
+        upload.append(Span.of(pieces[2]))
+        for piece in pieces[3:]:
+            upload.append_copy([piece])
+        assert upload.size_bytes == sum(map(len, pieces))
+        upload.end()
+        uploader.finish()
+        assert uploader.budget.held_bytes == 0
+        assert 1 << 20 <= uploader.budget.peak_bytes <= 4 << 20
+    assert content(store, "k") == b"".join(pieces)
+
+
 def test_the_appending_thread_waits_when_enough_is_under_way() -> None:
     """Parts under way and parts that wait are bounded: a fast producer does not fill the memory."""
     gate = threading.Event()
