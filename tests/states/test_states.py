@@ -1,4 +1,4 @@
-"""torch's helpers for optimizer and model states through our writer and reader: saved by two ranks, loaded by 1, 2, 4."""
+"""torch's helpers for optimizer and model states with our writer and reader: saved by two ranks, loaded by 1, 2, 4."""
 
 from __future__ import annotations
 
