@@ -61,7 +61,7 @@ class Keeper:
             report = RetentionReport(uri=self._steps.uri, dry_run=self._dry_run, error=found)
         self.last_report = report
         newest = report.verdicts[-1].step if report.verdicts else step
-        if newest > step:
+        if newest > max(step, self._steps.last_begun or 0):
             logger.warning(
                 "step %d is saved, but the latest is still %d; delete the later steps if nobody needs them",
                 step,

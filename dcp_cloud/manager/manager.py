@@ -326,8 +326,10 @@ class CheckpointManager:
         self._preemption.install(deadline_s, stop=stop, signals=tuple(signals))
 
     def _writer(self, step: int, metrics: Mapping[str, SupportsFloat] | None, **options: Any) -> StepWriter:  # noqa: ANN401
+        uri = self._location.uri.child(self._steps.names.name_of(step))
+        self._steps.last_begun = step
         return StepWriter(
-            self._location.uri.child(self._steps.names.name_of(step)),
+            uri,
             step=step,
             metrics=check_metrics(metrics),
             overwrite=self._overwrite,

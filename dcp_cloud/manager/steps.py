@@ -87,6 +87,8 @@ class Steps:
         self._hook = hook
         # By step, for one version of its commit: a commit may be long, and is read once.
         self._metrics: dict[int, tuple[str, dict[str, float] | None]] = {}
+        self.last_begun: int | None = None
+        """The step that this process has begun to save last."""
         self.last_saved: int | None = None
         """The step that this process has committed last: it is asked for although a listing may not show it yet."""
 
