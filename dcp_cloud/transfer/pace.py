@@ -1,6 +1,6 @@
 """How many requests are in flight at once: as many as pay, fewer when the provider says so.
 
-The bound begins low, grows while more requests at once bring more bytes a second, and stays where they do not. When the
+The bound begins at what suits most networks, grows while more requests at once bring more bytes a second, and stays where they do not. When the
 provider asks for fewer requests it is halved; from there on it grows by one at a time.
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from dcp_cloud.errors import ThrottledError
 
-# Enough to hide a round trip, few enough for a store that is about to throttle.
-_FIRST_BOUND = 8
+# A checkpoint of a gigabyte is 64 requests: it would be over before a lower bound had grown.
+_FIRST_BOUND = 32
 # More bytes a second than this count as a gain; less is noise.
 _GAIN = 1.05
 _GROWTH = 1.5
