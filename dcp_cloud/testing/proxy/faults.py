@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
 
@@ -17,7 +17,7 @@ Side: TypeAlias = Literal["request", "response"]
 _ONLY_REQUESTS = ("duplicate", "refuse")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class NetworkFault:
     """Something that goes wrong with the matching requests, on their way there or on the way back.
 
@@ -80,6 +80,12 @@ class NetworkFault:
             raise ConfigError("nth and times are counted from 1", hint="leave a fault out that shall never strike")
         if self.bytes_per_s < 1:
             raise ConfigError("bytes_per_s must be above 0", hint="a connection that brings nothing is a 'stall'")
+
+    def __repr__(self) -> str:
+        given = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "kind"}
+        usual = NetworkFault(self.kind)
+        changed = [f"{name}={value!r}" for name, value in given.items() if value != getattr(usual, name)]
+        return f"NetworkFault({', '.join([repr(self.kind), *changed])})"
 
     def matches(self, request: Message) -> bool:
         """Tell whether a request is one of those that this fault can strike.
