@@ -9,15 +9,19 @@
 Each rank saves one file and loads the same file again: there is no resharding.
 """
 
-from dcp_cloud.experimental.checkpointers import (
-    CloudAsyncCheckpointer,
-    CloudCheckpointProcess,
-    CloudSyncCheckpointer,
-    make_cloud_async_checkpointer,
-    make_cloud_sync_checkpointer,
-)
-from dcp_cloud.experimental.reader import CloudCheckpointReader
-from dcp_cloud.experimental.writer import CloudCheckpointWriter
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dcp_cloud.experimental.checkpointers import (
+        CloudAsyncCheckpointer,
+        CloudCheckpointProcess,
+        CloudSyncCheckpointer,
+        make_cloud_async_checkpointer,
+        make_cloud_sync_checkpointer,
+    )
+    from dcp_cloud.experimental.reader import CloudCheckpointReader
+    from dcp_cloud.experimental.writer import CloudCheckpointWriter
 
 __all__ = [
     "CloudAsyncCheckpointer",
@@ -28,3 +32,10 @@ __all__ = [
     "make_cloud_async_checkpointer",
     "make_cloud_sync_checkpointer",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Imported on first use: an older torch lacks what they are built on, and other modules here need none of it.
+    return getattr(importlib.import_module(f"{__name__}.checkpointers"), name)

@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import ProcessExitedException
 
-from dcp_cloud.errors import DcpCloudError, describe
+from dcp_cloud.errors import CheckpointError, DcpCloudError, describe
 from dcp_cloud.experimental.reader import CloudCheckpointReader
 from dcp_cloud.experimental.upstream import (
     AsyncCheckpointer,
@@ -80,15 +81,27 @@ class CloudCheckpointProcess(CheckpointProcess):
         self.process_creation_future.add_done_callback(lambda _: told.close())
 
     def _write(self, state_dict: Any, path: str, **kwargs: Any) -> None:  # noqa: ANN401 - torch's signature
-        super()._write(state_dict, path, **kwargs)
-        error = self._outcomes.recv()
+        try:
+            super()._write(state_dict, path, **kwargs)
+            error = self._outcomes.recv()
+        except (RuntimeError, EOFError) as lost:  # what torch's class makes of a broken pipe
+            raise CheckpointError(
+                "the process that saves has ended, so this save was not made",
+                key=path,
+                cause=lost,
+                hint="look for what killed it (memory?), and make a new checkpointer",
+            ) from lost
         if error is not None:
             raise error
 
     def close(self) -> None:
         """End the process, waiting for the save under way."""
-        super().close()
-        self._outcomes.close()
+        try:
+            super().close()
+        except ProcessExitedException as lost:  # the save under way has told, if there was one
+            logger.warning("the process that saves had ended before it was closed: %s", lost)
+        finally:
+            self._outcomes.close()
 
 
 class _TellingWriter:
@@ -133,17 +146,14 @@ class _Outcome(Future[None]):
     was_heard = False
 
     def result(self, timeout: float | None = None) -> None:
-        super().result(timeout) if self.exception(timeout) is None else self._raise()
+        error = self.exception(timeout)
+        if error is not None:
+            raise error
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         error = super().exception(timeout)
         self.was_heard = True
         return error
-
-    def _raise(self) -> None:
-        error = super().exception()
-        if error is not None:
-            raise error
 
 
 class CloudAsyncCheckpointer(AsyncCheckpointer):

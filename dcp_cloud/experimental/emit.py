@@ -134,7 +134,7 @@ class Archive:
         self._alignment = _DEFAULT_ALIGNMENT
         self._entries: list[tuple[Entry, Checksum]] = []
 
-    def write_record(self, name: str, data: Any, nbytes: int) -> None:  # noqa: ANN401 - text, bytes or a storage
+    def write_record(self, name: str, data: Any, nbytes: int) -> None:  # noqa: ANN401, ARG002 - text, bytes or a storage
         """Append a record (called by torch).
 
         Args:

@@ -59,6 +59,12 @@ class _Unrestricted(pickle.Unpickler):
     def persistent_load(self, saved_id: Any) -> Any:  # noqa: ANN401 - what a pickle gives
         return self._load_storage(saved_id)
 
+    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - any class
+        if module == "torch" and name.endswith("Storage") and name != "UntypedStorage":
+            # As torch.load does: only its dtype is wanted, and the class itself warns when it is asked for that.
+            return torch.serialization.StorageType(name)  # type: ignore[no-untyped-call]
+        return super().find_class(module, name)
+
 
 def read_pickle(downloader: Downloader, index: FileIndex) -> bytes:
     """Fetch the pickle of a file.
@@ -177,7 +183,7 @@ def sparse_checks() -> Iterator[Callable[[], None]]:
     try:
         yield _utils._validate_loaded_sparse_tensors
     finally:
-        _utils._sparse_tensors_to_validate.clear()
+        _utils._sparse_tensors_to_validate.clear()  # else the next torch.load would check them
 
 
 def placing(map_location: Any) -> Callable[[int, str], torch.UntypedStorage]:  # noqa: ANN401 - what torch.load takes

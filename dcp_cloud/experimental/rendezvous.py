@@ -124,6 +124,7 @@ class Rendezvous:
             return
         if self.stamp.world_size > 1:
             self._wait(self._are_all_stored, "the files of all ranks")
+            self._check_failures()
         self.store.put(MANIFEST_KEY, [memoryview(self.stamp.dump())])
         marks = [meta.key for meta in self.store.list(_MARKS)]
         if marks:

@@ -92,24 +92,21 @@ class CloudCheckpointWriter(CheckpointWriter):
         )
         error: BaseException | None = None
         try:
-            try:
-                _store_file(location, file_key(rank), state_dict, stamp, collector)
-                if self._commit_hook is not None:
-                    self._commit_hook.pre_commit(path, **kwargs)
-            except BaseException as caught:
-                _tell(rendezvous, caught)
-                raise
+            _store_file(location, file_key(rank), state_dict, stamp, collector)
+            if self._commit_hook is not None:
+                self._commit_hook.pre_commit(path, **kwargs)
             rendezvous.announce()
             if self._barrier is not None:
                 self._barrier.execute_barrier()
             rendezvous.commit()
-            if self._commit_hook is not None:
-                self._commit_hook.post_commit(path, **kwargs)
         except BaseException as caught:
             error = caught
+            _tell(rendezvous, caught)
             raise
         finally:
             self.last_save = collector.end(error)
+        if self._commit_hook is not None:
+            self._commit_hook.post_commit(path, **kwargs)
         logger.info("saved %d bytes of rank %d to %s", self.last_save.size_bytes, rank, root)
 
     def close(self) -> None:

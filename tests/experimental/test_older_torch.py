@@ -15,4 +15,6 @@ def test_an_older_torch_is_told_clearly(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch.distributed.checkpoint._experimental.barriers", None)
     with pytest.raises(MissingExtraError, match="Update torch"):
-        __import__("dcp_cloud.experimental")
+        __import__("dcp_cloud.experimental.writer")
+    with pytest.raises(MissingExtraError):
+        __import__("dcp_cloud.experimental").experimental.make_cloud_sync_checkpointer  # noqa: B018

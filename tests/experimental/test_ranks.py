@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from torch.distributed.checkpoint._experimental.checkpoint_process import Checkp
 from torch.distributed.checkpoint._experimental.staging import CheckpointStagerConfig
 
 from dcp_cloud import CloudAsyncCheckpointer, CloudCheckpointReader, StoreURI, open_store
-from dcp_cloud.errors import CheckpointNotFoundError, ConfigError, IncompleteCheckpointError
+from dcp_cloud.errors import CheckpointError, CheckpointNotFoundError, ConfigError, IncompleteCheckpointError
 from dcp_cloud.experimental import CloudCheckpointProcess, CloudCheckpointWriter
 from tests.checkpoint.conftest import every_cloud
 from tests.experimental import jobs
@@ -87,11 +90,25 @@ def test_a_save_to_the_same_path_is_refused_until_it_is_whole(tmp_path: Path) ->
 
 
 def _save_both(uri: str, run_id: str, seed: int) -> None:
-    """Let two imagined ranks save: the second gives up waiting; the first then finds all files and commits."""
+    """Let two imagined ranks save at the same time."""
+    with ThreadPoolExecutor(2) as pool:
+        saves = [
+            pool.submit(jobs.writer(uri, rank, 2, run_id, timeout_s=60).write, uri, jobs.state(rank, seed))
+            for rank in (0, 1)
+        ]
+    for save in saves:
+        save.result()
+
+
+def test_a_rank_that_gave_up_is_heard(tmp_path: Path) -> None:
+    """If one rank could not wait for the commit and raised, the first one does not call the save a success."""
+    uri = f"file://{tmp_path}"
     with pytest.raises(IncompleteCheckpointError, match="the first rank"):
-        jobs.writer(uri, 1, 2, run_id).write(uri, jobs.state(1, seed))
-    # Its failure to wait was not one of its file: the first rank may still commit.
-    jobs.writer(uri, 0, 2, run_id).write(uri, jobs.state(0, seed))
+        jobs.writer(uri, 1, 2).write(uri, jobs.state(1))
+    with pytest.raises(IncompleteCheckpointError, match="rank 1 failed"):
+        jobs.writer(uri, 0, 2).write(uri, jobs.state(0))
+    with pytest.raises(IncompleteCheckpointError):
+        read(uri, 1)
 
 
 def test_ranks_need_a_way_to_agree() -> None:
@@ -123,4 +140,8 @@ def test_an_error_nobody_asked_for_is_raised_by_the_next_save(tmp_path: Path) ->
         written.result()
     _, written = checkpointer.save(f"file://{tmp_path}/4", {"a": torch.ones(2)})
     assert isinstance(written.exception(), OSError)
+    os.kill(process.process.processes[0].pid, signal.SIGKILL)
+    _, written = checkpointer.save(f"file://{tmp_path}/5", {"a": torch.ones(2)})
+    with pytest.raises(CheckpointError, match="has ended"):
+        written.result()
     checkpointer.close()
