@@ -13,6 +13,7 @@ NAMES = [
     "AzureConfig",
     "AzureStorageReader",
     "AzureStorageWriter",
+    "CheckpointManager",
     "CloudLoadPlanner",
     "CloudStorageReader",
     "CloudStorageWriter",
