@@ -25,7 +25,9 @@ def equal(a: Any, b: Any) -> bool:
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """Give a tensor's values as bytes, so that NaNs and fp8 compare too."""
-    return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    # contiguous() would leave a single element whatever stride it has.
+    return plain.clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8)
 
 
 def zeros_like(state: Any) -> Any:

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from dcp_cloud.errors import ConfigError
 from dcp_cloud.testing.wrappers.base import Request
 
 Kind: TypeAlias = Literal[
-    "fail", "throttle", "refuse", "crash", "exit", "kill", "truncate", "flip_bit", "short_list", "stale_list"
+    "delay",
+    "fail",
+    "throttle",
+    "refuse",
+    "crash",
+    "exit",
+    "kill",
+    "truncate",
+    "flip_bit",
+    "rot",
+    "cut",
+    "short_list",
+    "stale_list",
 ]
-_READS = ("get", "get_range")
-_LISTINGS = ("list", "list_prefixes", "list_multiparts")
+_VERBS: Mapping[Kind, tuple[str, ...]] = MappingProxyType(
+    {
+        "truncate": ("get", "get_range"),
+        "flip_bit": ("get", "get_range"),
+        "rot": ("put", "complete"),
+        "cut": ("put", "complete"),
+        "short_list": ("list", "list_prefixes", "list_multiparts"),
+        "stale_list": ("list", "list_prefixes", "list_multiparts"),
+    }
+)
 
 
 class SimulatedCrash(BaseException):
@@ -25,6 +47,7 @@ class Fault:
     """Something that goes wrong with the matching requests.
 
     ======================= =======================================================================================
+    ``delay``               nothing but the wait of ``delay_s``
     ``fail``                ``TransientError``; with ``when="after"`` the request takes effect and its answer is lost
     ``throttle``            ``ThrottledError`` with ``retry_after_s``
     ``refuse``              ``PermissionDeniedError``: an error that no retry mends
@@ -33,9 +56,13 @@ class Fault:
     ``truncate``            ``get_range``: half of the buffers' bytes arrive, then ``TransientError``; ``get``: only the
                             error
     ``flip_bit``            ``get``, ``get_range``: one bit of the answer is wrong
+    ``rot``                 ``put``, ``complete``: one bit of the stored object is wrong from then on
+    ``cut``                 ``put``, ``complete``: the stored object lacks its second half from then on
     ``short_list``          a listing lacks its second half
     ``stale_list``          a listing repeats what the same listing gave before; nothing the first time
     ======================= =======================================================================================
+
+    A request that is lost, so that its sender waits in vain, is a ``fail`` with a ``delay_s``.
 
     Args:
         kind: What happens.
@@ -46,6 +73,7 @@ class Fault:
         chance: Probability with which a request is struck, if not each one is.
         when: Before or after the request takes effect; for the kinds that end it with an error or a crash.
         retry_after_s: What ``throttle`` asks for, seconds.
+        delay_s: What the request waits before anything else happens to it, seconds.
     """
 
     kind: Kind
@@ -56,9 +84,10 @@ class Fault:
     chance: float | None = None
     when: Literal["before", "after"] = "before"
     retry_after_s: float | None = None
+    delay_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.when == "after" and self.kind in ("truncate", "flip_bit", "short_list", "stale_list"):
+        if self.when == "after" and self.kind in _VERBS:
             raise ConfigError(f"{self.kind!r} changes the answer itself", hint="leave 'when' out")
 
     def matches(self, request: Request) -> bool:
@@ -67,11 +96,31 @@ class Fault:
         Args:
             request: The request.
         """
-        if self.kind in ("truncate", "flip_bit") and request.verb not in _READS:
-            return False
-        if self.kind in ("short_list", "stale_list") and request.verb not in _LISTINGS:
+        if self.kind in _VERBS and request.verb not in _VERBS[self.kind]:
             return False
         return fnmatchcase(request.verb, self.verb) and fnmatchcase(request.key, self.key)
+
+    def __str__(self) -> str:
+        """Say in a few characters what happens: ``fail after put_part .metadata #3 x2 p=0.1``."""
+        name = self.kind if self.when == "before" else f"{self.kind} after"
+        count = "" if self.times == 1 else f" x{self.times or '∞'}"
+        return (
+            f"{name} {self.verb}"
+            + (f" {self.key}" if self.key != "*" else "")
+            + (f" #{self.nth}" if self.nth != 1 or self.chance is None else "")
+            + count
+            + (f" p={self.chance:g}" if self.chance is not None else "")
+            + (f" {self.delay_s:g}s" if self.delay_s else "")
+        )
+
+
+def describe_faults(faults: Iterable[Fault]) -> str:
+    """Say in one line what goes wrong.
+
+    Args:
+        faults: The faults.
+    """
+    return ", ".join(map(str, faults)) or "no faults"
 
 
 @dataclass(frozen=True, slots=True)

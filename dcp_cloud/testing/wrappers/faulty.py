@@ -7,15 +7,16 @@ import random
 import re
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar, cast
 
 from dcp_cloud.errors import PermissionDeniedError, ThrottledError, TransientError
-from dcp_cloud.stores.base import ObjectData, ObjectStore
+from dcp_cloud.stores.base import ObjectData, ObjectMeta, ObjectStore
 from dcp_cloud.testing.wrappers.base import Request, StoreWrapper
-from dcp_cloud.testing.wrappers.faults import Fault, SimulatedCrash, Strike
+from dcp_cloud.testing.wrappers.faults import Fault, SimulatedCrash, Strike, describe_faults
 
 ResultT = TypeVar("ResultT")
 
@@ -53,6 +54,9 @@ class FaultyStore(StoreWrapper):
     def __reduce__(self) -> tuple[Callable[..., FaultyStore], tuple[ObjectStore, Sequence[Fault], int]]:
         return _reopen, (self.store, self.faults, self.seed)
 
+    def __repr__(self) -> str:
+        return f"<FaultyStore {self.uri} seed={self.seed}: {describe_faults(self.faults)}>"
+
     @property
     def strikes(self) -> tuple[Strike, ...]:
         """The faults that struck so far."""
@@ -68,6 +72,8 @@ class FaultyStore(StoreWrapper):
         if self._has_crashed:
             raise SimulatedCrash("the process is dead")
         fault, draw = self._choose(request)
+        if fault is not None and fault.delay_s:
+            time.sleep(fault.delay_s)
         if fault is not None and fault.when == "before":
             self._end(fault, request)
         if fault is None:
@@ -76,6 +82,8 @@ class FaultyStore(StoreWrapper):
             result = _truncated(request, run)
         elif fault.kind == "flip_bit":
             result = _with_wrong_bit(request, run(), draw)
+        elif fault.kind in ("rot", "cut"):
+            result = self._damaged(fault, run(), draw)
         else:
             result = self._listed(request, run, fault)
         if fault is not None and fault.when == "after":
@@ -122,6 +130,18 @@ class FaultyStore(StoreWrapper):
             os._exit(_EXIT_CODE)
         if fault.kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def _damaged(self, fault: Fault, result: ResultT, draw: random.Random) -> ResultT:
+        """Put the damaged object in the place of the one that was just written."""
+        assert isinstance(result, ObjectMeta)
+        if result.size_bytes == 0:
+            return result
+        data = bytearray(self.store.get(result.key, max_bytes=result.size_bytes).data)
+        if fault.kind == "rot":
+            _flip([memoryview(data)], draw)
+        else:
+            del data[len(data) // 2 :]
+        return cast("ResultT", self.store.put(result.key, [memoryview(data)]))
 
     def _listed(self, request: Request, run: Callable[[], ResultT], fault: Fault) -> ResultT:
         if fault.kind == "stale_list":
