@@ -171,17 +171,19 @@ def delete_replaced(store: ObjectStore, replaced: Metadata, current: Metadata) -
     return len(keys)
 
 
-def delete_rank_commits(store: ObjectStore, read: ReadObject, current: Metadata) -> None:
-    """Delete the rank-local commits that a save with collectives has replaced, each commit before its data.
+def delete_rank_commits(store: ObjectStore, read: ReadObject, current: Metadata, *, from_rank: int = 0) -> None:
+    """Delete the rank-local commits of an older save, each commit before its data.
 
     Args:
         store: Store rooted at the checkpoint's prefix, with retries.
         read: Reads an object whole.
         current: The metadata that is committed now.
+        from_rank: The first rank whose commit is out of date: all after a save with collectives, those that have no
+            successor after one without.
     """
     try:
-        commits = [meta.key for meta in store.list() if rank_of_metadata_key(meta.key) is not None]
-        for key in commits:
+        ranks = ((meta.key, rank_of_metadata_key(meta.key)) for meta in store.list())
+        for key in [key for key, rank in ranks if rank is not None and rank >= from_rank]:
             replaced = load_replaced(read, key)
             store.delete([key])
             if replaced is not None:

@@ -23,6 +23,7 @@ from dcp_cloud.config import KIB, MIB, TransferConfig
 from dcp_cloud.errors import (
     BucketNotFoundError,
     CheckpointNotFoundError,
+    CommitConflictError,
     CorruptCheckpointError,
     IncompleteCheckpointError,
     NotFoundError,
@@ -89,6 +90,7 @@ class CloudStorageReader(StorageReader):
         self._load_id = uuid.uuid4().hex
         self._metadata: Metadata | None = None
         self._failure: Exception | None = None
+        self._is_rank_local = False
         # load_sharded_optimizer_state_dict reads the metadata twice; these are its bytes, kept until the data is read.
         self._commits: dict[str, tuple[memoryview, str]] = {}
         self._first_byte_s: float | None = None
@@ -173,13 +175,30 @@ class CloudStorageReader(StorageReader):
             failure, self._failure = self._failure, None
             raise failure
         self._metadata = metadata
+        self._is_rank_local = not kwargs.get("use_collectives", True)
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Return the plan as it is."""
-        return plan
+        """Tell the coordinator which save this rank is about to load: each rank has read ``.metadata`` by itself."""
+        return dataclasses.replace(plan, storage_data=self._save_seen())
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """Return the plans as they are."""
+        """See that all ranks load the same save.
+
+        Args:
+            plans: The plans of all ranks.
+
+        Returns:
+            The plans as they are.
+
+        Raises:
+            CommitConflictError: Another job replaced the checkpoint while the ranks read ``.metadata``.
+        """
+        if len({plan.storage_data for plan in plans if isinstance(plan.storage_data, str)}) > 1:
+            raise CommitConflictError(
+                "the checkpoint was replaced while the load began, and ranks saw different ones",
+                key=self.checkpoint_id,
+                hint="load again",
+            )
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
@@ -271,6 +290,12 @@ class CloudStorageReader(StorageReader):
             unsafe_values=self._unsafe_values,
         )
         filler.fill(plan)
+
+    def _save_seen(self) -> str | None:
+        """Name the save that is being loaded; None if whoever wrote it gave it no name."""
+        if self._is_rank_local:  # each rank's own commit has its own id
+            return "rank-local"
+        return getattr(getattr(self._metadata, "storage_meta", None), "save_id", None)
 
     def _read_commit(self, key: str) -> Metadata:
         try:

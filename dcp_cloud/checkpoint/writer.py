@@ -39,11 +39,12 @@ from dcp_cloud.errors import (
     ConfigError,
     DcpCloudError,
     IncompleteCheckpointError,
+    NotFoundError,
     TransferCancelledError,
     UnsupportedFormatError,
 )
-from dcp_cloud.format.layout import data_key, to_storage_info
-from dcp_cloud.format.metadata import dump_metadata
+from dcp_cloud.format.layout import data_key, metadata_key, to_storage_info
+from dcp_cloud.format.metadata import dump_metadata, load_metadata
 from dcp_cloud.transfer.events import EventHook, PhaseDone, Planned, ignore_event
 from dcp_cloud.transfer.retry import Retrier
 from dcp_cloud.transfer.retrying import RetryingStore
@@ -241,7 +242,7 @@ class CloudStorageWriter(StorageWriter):
         except BaseException as caught:
             error = caught
             if isinstance(caught, _NOT_COMMITTED):
-                self._discard(results, store)
+                self._discard(results, save, store)
             raise
         finally:
             save.has_ended = True
@@ -332,15 +333,28 @@ class CloudStorageWriter(StorageWriter):
             delete_replaced(store, replaced, committed)
         if before.has_rank_commits:
             delete_rank_commits(store, self._read_object, committed)
+        elif before.etag is not None and not save.use_collectives and save.rank == 0:
+            delete_rank_commits(store, self._read_object, committed, from_rank=_world_size())
 
-    def _discard(self, results: list[list[WriteResult]], store: RetryingStore) -> None:
-        """Delete the data of a save that was refused; it is not named by anything."""
+    def _discard(self, results: list[list[WriteResult]], save: _Save, store: RetryingStore) -> None:
+        """Delete the data of a save that was refused, unless the commit that stands there names it."""
         stored = Metadata({})
         stored.storage_data = {result.index: result.storage_data for rank in results for result in rank}
+        key = metadata_key(None if save.use_collectives else save.rank)
         try:
-            store.delete(sorted(object_keys(stored)))
+            # A refusal is believed only after a look: the answer to our own commit may have been lost, and what was
+            # read to tell it from another job's may have been damaged on the way.
+            if not object_keys(stored) & self._keys_in(key):
+                store.delete(sorted(object_keys(stored)))
         except DcpCloudError as error:
             logger.warning("data of the refused save remains; 'dcp-cloud sweep' will delete it: %s", error)
+
+    def _keys_in(self, key: str) -> set[str]:
+        """List the data objects that a commit names; none if it is not there."""
+        try:
+            return object_keys(load_metadata(self._read_object(key)[0], key=key))
+        except NotFoundError:
+            return set()
 
     def _read_object(self, key: str) -> tuple[memoryview, str]:
         return read_object(self._location.store, key, self._location.transfer, hook=self._hook)
@@ -351,6 +365,11 @@ class CloudStorageWriter(StorageWriter):
 
 def _new_id() -> str:
     return uuid.uuid4().hex
+
+
+def _world_size() -> int:
+    """Count the ranks of the job, which are at least those of the group that saves."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _rank(given: object) -> int:

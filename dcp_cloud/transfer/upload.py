@@ -184,7 +184,8 @@ class ObjectUpload:
         Raises:
             BaseException: An earlier part failed.
         """
-        self._flush()
+        # What the span holds is not under way either, and waiting for it would never end.
+        self._flush(own_bytes=span.nbytes if span.on_sent is not None else 0)
         self.size_bytes += span.nbytes
         self._add(span)
 
@@ -204,10 +205,10 @@ class ObjectUpload:
         if len(self._copied) >= _COPIED_BYTES:
             self._flush()
 
-    def _flush(self) -> None:
+    def _flush(self, *, own_bytes: int = 0) -> None:
         if self._copied:
             copied, self._copied = self._copied, bytearray()
-            self._uploader.budget.acquire(len(copied), own_bytes=self._open_held_bytes)
+            self._uploader.budget.acquire(len(copied), own_bytes=self._open_held_bytes + own_bytes)
             self._add(Span.of(copied, on_sent=self._uploader.budget.release))
 
     def _add(self, span: Span) -> None:
