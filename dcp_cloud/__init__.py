@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from dcp_cloud.checkpoint.summary import TransferSummary
     from dcp_cloud.checkpoint.writer import CloudStorageWriter
     from dcp_cloud.config import RetryConfig, TransferConfig
+    from dcp_cloud.convert.format_utils import dcp_to_torch_save, torch_save_to_dcp
+    from dcp_cloud.convert.run import ConversionSummary, convert_checkpoint
+    from dcp_cloud.convert.torch_reader import CloudTorchSaveReader
     from dcp_cloud.errors import DcpCloudError
-    from dcp_cloud.manager.manager import CheckpointManager
     from dcp_cloud.experimental.checkpointers import (
         CloudAsyncCheckpointer,
         CloudSyncCheckpointer,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from dcp_cloud.huggingface.quantized import CloudQuantizedHuggingFaceStorageReader
     from dcp_cloud.huggingface.reader import CloudHuggingFaceStorageReader
     from dcp_cloud.huggingface.writer import CloudHuggingFaceStorageWriter
+    from dcp_cloud.manager.manager import CheckpointManager
     from dcp_cloud.stores.azure_config import AzureConfig
     from dcp_cloud.stores.base import ObjectStore
     from dcp_cloud.stores.gcs_config import GCSConfig
@@ -67,6 +70,8 @@ __all__ = [
     "CloudStorageReader",
     "CloudStorageWriter",
     "CloudSyncCheckpointer",
+    "CloudTorchSaveReader",
+    "ConversionSummary",
     "DcpCloudError",
     "GCSConfig",
     "GCSStorageReader",
@@ -80,10 +85,13 @@ __all__ = [
     "TransferConfig",
     "TransferSummary",
     "consolidate_safetensors",
+    "convert_checkpoint",
+    "dcp_to_torch_save",
     "install",
     "make_cloud_async_checkpointer",
     "make_cloud_sync_checkpointer",
     "open_store",
+    "torch_save_to_dcp",
     "uninstall",
 ]
 
@@ -93,10 +101,10 @@ _HOMES: Mapping[str, str] = MappingProxyType(
         "AzureConfig": "dcp_cloud.stores.azure_config",
         "AzureStorageReader": "dcp_cloud.checkpoint.providers",
         "AzureStorageWriter": "dcp_cloud.checkpoint.providers",
+        "CheckpointManager": "dcp_cloud.manager.manager",
         "CloudAsyncCheckpointer": "dcp_cloud.experimental.checkpointers",
         "CloudCheckpointReader": "dcp_cloud.experimental.reader",
         "CloudCheckpointWriter": "dcp_cloud.experimental.writer",
-        "CheckpointManager": "dcp_cloud.manager.manager",
         "CloudCheckpointer": "dcp_cloud.checkpoint.checkpointer",
         "CloudHuggingFaceStorageReader": "dcp_cloud.huggingface.reader",
         "CloudHuggingFaceStorageWriter": "dcp_cloud.huggingface.writer",
@@ -105,6 +113,8 @@ _HOMES: Mapping[str, str] = MappingProxyType(
         "CloudStorageReader": "dcp_cloud.checkpoint.reader",
         "CloudStorageWriter": "dcp_cloud.checkpoint.writer",
         "CloudSyncCheckpointer": "dcp_cloud.experimental.checkpointers",
+        "CloudTorchSaveReader": "dcp_cloud.convert.torch_reader",
+        "ConversionSummary": "dcp_cloud.convert.run",
         "DcpCloudError": "dcp_cloud.errors",
         "GCSConfig": "dcp_cloud.stores.gcs_config",
         "GCSStorageReader": "dcp_cloud.checkpoint.providers",
@@ -118,10 +128,13 @@ _HOMES: Mapping[str, str] = MappingProxyType(
         "TransferConfig": "dcp_cloud.config",
         "TransferSummary": "dcp_cloud.checkpoint.summary",
         "consolidate_safetensors": "dcp_cloud.huggingface.consolidate",
+        "convert_checkpoint": "dcp_cloud.convert.run",
+        "dcp_to_torch_save": "dcp_cloud.convert.format_utils",
         "install": "dcp_cloud.autoselect",
         "make_cloud_async_checkpointer": "dcp_cloud.experimental.checkpointers",
         "make_cloud_sync_checkpointer": "dcp_cloud.experimental.checkpointers",
         "open_store": "dcp_cloud.stores.registry",
+        "torch_save_to_dcp": "dcp_cloud.convert.format_utils",
         "uninstall": "dcp_cloud.autoselect",
     }
 )

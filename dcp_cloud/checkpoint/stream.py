@@ -22,7 +22,7 @@ from dcp_cloud.checkpoint.reader import CloudStorageReader
 from dcp_cloud.checkpoint.tiling import Box
 from dcp_cloud.errors import CorruptCheckpointError, UnsupportedFormatError
 from dcp_cloud.format.layout import BLOCK_BYTES
-from dcp_cloud.transfer.events import EventHook, RequestDone, TransferEvent
+from dcp_cloud.transfer.events import EventHook, only_requests
 from dcp_cloud.transfer.span import Span, crc32_of
 from dcp_cloud.transfer.upload import ObjectUpload, Uploader
 
@@ -156,11 +156,7 @@ def _read(reader: CloudStorageReader, metadata: Metadata, pieces: Sequence[_Piec
     for piece in pieces:
         _plan(piece, planner)
 
-    def pass_requests(event: TransferEvent) -> None:
-        if isinstance(event, RequestDone):
-            hook(event)
-
-    reader.fill(metadata, planner.create_local_plan(), planner, hook=pass_requests)
+    reader.fill(metadata, planner.create_local_plan(), planner, hook=only_requests(hook))
 
 
 def _verify(fqn: str, spans: Sequence[Span], crc: int) -> None:

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from dcp_cloud.cli.bench import bench
 from dcp_cloud.cli.config import config_show
+from dcp_cloud.cli.convert import convert
 from dcp_cloud.cli.cp import cp
 from dcp_cloud.cli.demo import demo
 from dcp_cloud.cli.diff import diff
@@ -40,6 +41,7 @@ _COMMANDS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "verify": verify,
         "diff": diff,
         "cp": cp,
+        "convert": convert,
         "rm": rm,
         "prune": prune,
         "sweep": sweep,
@@ -61,6 +63,7 @@ _EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "dcp-cloud inspect s3://bucket/run/step-100",
             "dcp-cloud inspect s3://bucket/run/step-100 --module 3",
             "dcp-cloud inspect s3://bucket/run/step-100 --tensors --objects",
+            "dcp-cloud inspect s3://bucket/run/step-100 --html report.html --events events-0.jsonl",
         ),
         "verify": (
             "dcp-cloud verify s3://bucket/run/step-100",
@@ -74,6 +77,12 @@ _EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "cp": (
             "dcp-cloud cp s3://bucket/run/step-100 gs://other/run/step-100",
             "dcp-cloud cp s3://bucket/run ./backup --recursive",
+        ),
+        "convert": (
+            "dcp-cloud convert s3://bucket/run/step-100 gs://models/step-100 --only model.",
+            "dcp-cloud convert s3://bucket/run/step-100 ./step-100.pt",
+            "dcp-cloud convert ./model.pt s3://bucket/run/step-0",
+            "dcp-cloud convert s3://bucket/shards s3://bucket/model --to safetensors --max-shard-size 2GiB",
         ),
         "rm": (
             "dcp-cloud rm s3://bucket/run/step-100 --dry-run",

@@ -23,7 +23,7 @@ from dcp_cloud.convert.values import nested, read_values
 from dcp_cloud.errors import CheckpointExistsError, ConfigError, NotFoundError, UnsupportedFormatError
 from dcp_cloud.huggingface.export import FileSplit, export_model
 from dcp_cloud.huggingface.reader import CloudHuggingFaceStorageReader
-from dcp_cloud.transfer.events import EventHook, Planned, ignore_event
+from dcp_cloud.transfer.events import EventHook, Planned, ignore_event, only_requests
 from dcp_cloud.transfer.retry import Retrier
 from dcp_cloud.transfer.retrying import RetryingStore
 from dcp_cloud.transfer.upload import Uploader
@@ -153,7 +153,8 @@ def convert_checkpoint(
     )
     if (origin.uri.root, name) == (goal.place.uri.root, target_name):
         raise ConfigError("source and target are the same", key=goal.root, hint="choose another target")
-    reader = _open(source, source_form, transfer, origin, allow_unsafe_pickle=allow_unsafe_pickle, hook=hook)
+    quiet = only_requests(hook)
+    reader = _open(source, source_form, transfer, origin, allow_unsafe_pickle=allow_unsafe_pickle, hook=quiet)
     found = _look(reader, only)
     collector = SummaryCollector("copy", goal.root, hook)
     error: BaseException | None = None

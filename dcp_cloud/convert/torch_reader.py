@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 
 from dcp_cloud.checkpoint.location import StoreLike, URILike, part_file
 from dcp_cloud.checkpoint.reader import CloudStorageReader
@@ -196,7 +196,7 @@ class CloudTorchSaveReader(CloudStorageReader):
         assert contents is not None  # noqa: S101 - the plan was made from its metadata
         location = self._location
         values = [item for item in plan.items if item.type == LoadItemType.BYTE_IO]
-        tensors = [item for item in plan.items if item.type != LoadItemType.BYTE_IO]
+        tensors = [_of_whole(item) for item in plan.items if item.type != LoadItemType.BYTE_IO]
         # What the table of contents says is compared with what stands before the bytes themselves, once.
         used = {item.storage_index.fqn for item in tensors} & contents.unchecked
         headers = {contents.records[name].header_offset: contents.records[name] for name in used}
@@ -235,6 +235,16 @@ def _file(uri: URILike) -> tuple[Any, str]:
             hint=f"its name has to end in one of {', '.join(TORCH_SUFFIXES)}",
         )
     return place, name
+
+
+def _of_whole(item: ReadItem) -> ReadItem:
+    """Count from the start of the whole tensor: DynamicMetaLoadPlanner takes each rank's shard for what is stored."""
+    at = item.storage_index.offset
+    if at is None or not any(at):
+        return item
+    offsets = torch.Size([begin + offset for begin, offset in zip(at, item.storage_offsets, strict=True)])
+    index = MetadataIndex(item.storage_index.fqn, torch.Size([0] * len(at)))
+    return dataclasses.replace(item, storage_index=index, storage_offsets=offsets)
 
 
 def _item(key: str, name: str, tensor: torch.Tensor, empty: Empty, contents: _Contents) -> StoredItem:

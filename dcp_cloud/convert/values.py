@@ -15,7 +15,7 @@ from dcp_cloud.checkpoint.boxes import BoxPlanner
 from dcp_cloud.checkpoint.reader import CloudStorageReader
 from dcp_cloud.convert.torch_reader import CloudTorchSaveReader
 from dcp_cloud.errors import CorruptCheckpointError
-from dcp_cloud.transfer.events import EventHook, RequestDone, TransferEvent
+from dcp_cloud.transfer.events import EventHook, only_requests
 
 # Lists of state dicts hold parameter groups and the like; a forged index must not make a list as long as it likes.
 _MAX_LIST = 1_000_000
@@ -54,12 +54,8 @@ def read_values(
     planner = _ValuePlanner()
     items = [_item(name) for name in names]
 
-    def pass_requests(event: TransferEvent) -> None:
-        if isinstance(event, RequestDone):
-            hook(event)
-
     if items:
-        reader.fill(metadata, LoadPlan(items), planner, hook=pass_requests)
+        reader.fill(metadata, LoadPlan(items), planner, hook=only_requests(hook))
     return planner.values
 
 

@@ -14,7 +14,7 @@ from dcp_cloud.format.layout import from_storage_info
 from dcp_cloud.huggingface.export import FileSplit, export_model
 from dcp_cloud.huggingface.naming import file_number, is_own_name
 from dcp_cloud.huggingface.reader import CloudHuggingFaceStorageReader
-from dcp_cloud.transfer.events import EventHook, ignore_event
+from dcp_cloud.transfer.events import EventHook, ignore_event, only_requests
 
 
 def consolidate_safetensors(
@@ -54,14 +54,15 @@ def consolidate_safetensors(
         CheckpointExistsError: A model is at the target and ``overwrite=False``.
         StoreError: A store refused.
     """
-    reader = CloudHuggingFaceStorageReader(source, transfer=transfer, store=source_store, on_event=on_event)
+    hook = on_event or ignore_event
+    reader = CloudHuggingFaceStorageReader(source, transfer=transfer, store=source_store, on_event=only_requests(hook))
     place = Location(target, transfer=transfer, store=target_store, config=None, schemes=None)
     return merge_shards(
         reader,
         place,
         split=FileSplit(numbers=fqn_to_index_mapping, max_file_bytes=max_file_bytes),
         overwrite=overwrite,
-        hook=on_event or ignore_event,
+        hook=hook,
     )
 
 

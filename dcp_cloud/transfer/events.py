@@ -111,3 +111,20 @@ EventHook: TypeAlias = Callable[[TransferEvent], None]
 
 def ignore_event(event: TransferEvent) -> None:
     """Do nothing: the hook of whoever does not want to know."""
+
+
+def only_requests(hook: EventHook) -> EventHook:
+    """Make a hook that passes on requests and keeps back progress, of work that is a part of another one.
+
+    Args:
+        hook: Told of the requests.
+
+    Returns:
+        The hook to hand down.
+    """
+
+    def pass_on(event: TransferEvent) -> None:
+        if isinstance(event, RequestDone):
+            hook(event)
+
+    return pass_on
