@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +15,7 @@ from rich.text import Text
 from dcp_cloud.checkpoint.location import Location
 from dcp_cloud.cli.session import JsonOption, Session, UriArgument, VerboseOption, start
 from dcp_cloud.cli.text import count, iso, moment, safe, size, some
+from dcp_cloud.errors import ConfigError
 
 if TYPE_CHECKING:
     from dcp_cloud.checkpoint.entries import CheckpointContents, Shard, TensorEntry, Total
@@ -32,10 +35,21 @@ def inspect(
     module: Annotated[
         int, typer.Option("--module", min=1, metavar="DEPTH", help="Segments of a name that sums are made by.")
     ] = 1,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a page with pictures of it.", show_default=False),
+    ] = None,
+    events: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Recorded events of a save or load, for the page's timeline; repeatable."),
+    ] = None,
     json: JsonOption = False,
     verbose: VerboseOption = 0,
 ) -> None:
     """Show what is in a checkpoint: tensors, dtypes, modules, objects. No tensor is loaded.
+
+    [bold]--html[/] writes a page that opens in any browser: sizes by module as a map, dtypes, shards by rank, and with
+    [bold]--events[/] a timeline of what [bold]EventRecorder[/] recorded.
 
     Works for checkpoints of torch's own and other writers of its layout. [bold]--json[/] holds everything, down to the
     place of each shard.
@@ -49,6 +63,9 @@ def inspect(
         contents = read_contents(location.store, transfer=location.transfer)
     finally:
         location.store.close()
+    if html is not None:
+        _write_page(session, html, contents, events or [])
+        return
     if session.json:
         session.emit("inspect", _document(location.uri.root, contents, module))
         return
@@ -63,6 +80,24 @@ def inspect(
         session.out.print(
             Text(f"\nIt is damaged. dcp-cloud verify {shlex.quote(str(location.uri))}", "red"), soft_wrap=True
         )
+
+
+def _write_page(session: Session, path: Path, contents: CheckpointContents, events: Sequence[Path]) -> None:
+    from dcp_cloud.progress.recorder import read_events
+    from dcp_cloud.tools.report import make_report
+    from dcp_cloud.tools.timeline import make_timeline
+
+    page = make_report(contents, [make_timeline(one.name, read_events(one)) for one in events])
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {path}", cause=error.strerror, hint="name a file that can be written"
+        ) from error
+    if session.json:
+        session.emit("page", {"path": str(path), "size_bytes": len(page.encode())})
+        return
+    session.out.print(f"wrote {path}: open it in a browser", soft_wrap=True, markup=False)
 
 
 def _document(uri: str, contents: CheckpointContents, depth: int) -> dict[str, Any]:
