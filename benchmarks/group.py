@@ -8,9 +8,10 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import GIB, ROOT, SinkClient, aws_environment
+from benchmarks.harness import GIB, ROOT, SinkClient, client_environment
 from benchmarks.peers import PEERS
 
 
@@ -24,21 +25,32 @@ class Group:
         tensors: Tensors of the state dict.
         shape: Global shape of each; float32.
         dim: Along which they are cut between ranks.
+        source: Directory with the ``dcp_cloud`` to use instead of this tree's.
         more: Other fields of the worker's task.
     """
 
     def __init__(
-        self, peer: str, url: str, *, world: int, tensors: int, shape: Sequence[int], dim: int = 0, **more: object
+        self,
+        peer: str,
+        url: str,
+        *,
+        world: int,
+        tensors: int,
+        shape: Sequence[int],
+        dim: int = 0,
+        source: Path | None = None,
+        **more: object,
     ) -> None:
         self.peer = peer
         self.world = world
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         environment = {
             **os.environ,
-            **aws_environment(url),
+            **client_environment(url),
             "OMP_NUM_THREADS": "1",
             "PYTHONWARNINGS": "ignore",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([*([str(source)] if source else []), str(ROOT)]),
+            "PYTHONSAFEPATH": "1",  # or the current directory would come before it
         }
         port = _free_port()
         task = {
@@ -62,10 +74,13 @@ class Group:
             )
             for rank in range(world)
         ]
-        self._answers()
+        self._is_ready = False
 
     def do(self, command: str, **arguments: object) -> list[dict[str, Any]]:
         """Have every rank do something and wait for all of them."""
+        if not self._is_ready:  # groups that are made one after the other start at the same time
+            self._answers()
+            self._is_ready = True
         line = json.dumps({"do": command, **arguments}) + "\n"
         for rank in self.ranks:
             rank.stdin.write(line)

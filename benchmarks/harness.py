@@ -19,8 +19,8 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-IMAGES = ROOT / "docs" / "images"
+# Elsewhere for trying things out.
+RESULTS = Path(os.environ.get("BENCH_RESULTS", ROOT / "benchmarks" / "results"))
 MIB = 1024**2
 GIB = 1024**3
 
@@ -71,12 +71,14 @@ def running_sink(gib: float) -> Iterator[SinkClient]:
         yield SinkClient(int(process.stdout.readline()))
     finally:
         process.stdin.close()
+        process.stdout.close()
         process.wait(timeout=10)
 
 
-def aws_environment(url: str) -> dict[str, str]:
-    """Settings by which every S3 client finds the sink."""
+def client_environment(url: str) -> dict[str, str]:
+    """Settings by which every client finds the sink."""
     return {
+        "SINK_URL": url,
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": "benchmark",
         "AWS_SECRET_ACCESS_KEY": "benchmark",
@@ -114,6 +116,11 @@ def describe_machine() -> dict[str, object]:
     }
 
 
+def available_gib() -> float:
+    """Memory that nobody needs."""
+    return next(int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")) / 2**20
+
+
 def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines()
 
@@ -140,7 +147,7 @@ def write_results(name: str, *, settings: dict, rows: list[dict], machine: dict)
     path = RESULTS / f"{name}.json"
     document = {"benchmark": name, "machine": machine, "settings": settings, "rows": rows}
     path.write_text(json.dumps(document, indent=1) + "\n")
-    print(f"wrote {path.relative_to(ROOT)}")
+    print(f"wrote {path}")
     return path
 
 

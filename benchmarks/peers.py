@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -33,16 +34,21 @@ class Peer:
         return ROOT / self.environment / "bin" / "python"
 
 
-def _ours_writer(path: str, _threads: int) -> Any:
-    from dcp_cloud import CloudStorageWriter
+def _ours(name: str, scheme: str) -> Callable[[str, int], Any]:
+    """Make our writer or reader for the sink as one of the clouds."""
 
-    return CloudStorageWriter(f"s3://{BUCKET}/{path}")
+    def make(path: str, _threads: int) -> Any:
+        import dcp_cloud
 
+        url = os.environ["SINK_URL"]
+        config: Any = None
+        if scheme == "gs":
+            config = dcp_cloud.GCSConfig(endpoint_url=url, anonymous=True)
+        elif scheme == "az":
+            config = dcp_cloud.AzureConfig(account="account", account_url=f"{url}/account", anonymous=True)
+        return getattr(dcp_cloud, name)(f"{scheme}://{BUCKET}/{path}", config=config)
 
-def _ours_reader(path: str, _threads: int) -> Any:
-    from dcp_cloud import CloudStorageReader
-
-    return CloudStorageReader(f"s3://{BUCKET}/{path}")
+    return make
 
 
 def _s3torch_writer(path: str, threads: int) -> Any:
@@ -66,16 +72,27 @@ def _s3torch_reader(path: str, _threads: int) -> Any:
     )
 
 
-def _s3fs_writer(path: str, threads: int) -> Any:
-    from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
+def _fsspec(name: str, scheme: str) -> Callable[[str, int], Any]:
+    """Make torch's writer or reader on fsspec for the sink as one of the clouds."""
 
-    return FsspecWriter(f"s3://{BUCKET}/{path}", thread_count=threads, endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    def make(path: str, threads: int) -> Any:
+        from torch.distributed.checkpoint import _fsspec_filesystem
 
+        url = os.environ["SINK_URL"]
+        options: dict[str, Any] = {"thread_count": threads} if name == "FsspecWriter" else {}
+        if scheme == "s3":
+            options |= {"endpoint_url": url}
+        elif scheme == "gs":
+            # Otherwise every call waits a minute for a gRPC service.
+            os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+            options |= {"endpoint_url": url, "token": "anon"}
+        else:
+            key = base64.b64encode(b"key").decode()
+            account = f"AccountName=account;AccountKey={key};BlobEndpoint={url}/account"
+            options |= {"connection_string": f"DefaultEndpointsProtocol=http;{account}"}
+        return getattr(_fsspec_filesystem, name)(f"{scheme}://{BUCKET}/{path}", **options)
 
-def _s3fs_reader(path: str, _threads: int) -> Any:
-    from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
-
-    return FsspecReader(f"s3://{BUCKET}/{path}", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    return make
 
 
 def _msc_path(path: str) -> str:
@@ -87,7 +104,7 @@ def _msc_path(path: str) -> str:
                         "type": "s3",
                         "options": {
                             "base_path": BUCKET,
-                            "endpoint_url": os.environ["AWS_ENDPOINT_URL"],
+                            "endpoint_url": os.environ["SINK_URL"],
                             "region_name": "us-east-1",
                         },
                     }
@@ -137,11 +154,37 @@ def _several(name: str, label: str, package: str, writer: Any, reader: Any) -> d
 
 
 PEERS = {
-    "ours": Peer("dcp_cloud", "", ".venv", 0, _ours_writer, _ours_reader),
+    "ours": Peer("dcp_cloud", "", ".venv", 0, _ours("CloudStorageWriter", "s3"), _ours("CloudStorageReader", "s3")),
     **_several("s3torch", "s3torchconnector", "s3torchconnector[dcp]==1.5.0", _s3torch_writer, _s3torch_reader),
-    **_several("s3fs", "FsspecWriter + s3fs", "s3fs==2026.9.0", _s3fs_writer, _s3fs_reader),
+    **_several(
+        "s3fs",
+        "FsspecWriter + s3fs",
+        "s3fs==2026.9.0",
+        _fsspec("FsspecWriter", "s3"),
+        _fsspec("FsspecReader", "s3"),
+    ),
     **_several("msc", "multi-storage-client", "multi-storage-client[boto3]==1.3.1", _msc_writer, _msc_reader),
     "local": Peer("torch on tmpfs", "", ".venv", 1, _local_writer, _local_reader),
+    "ours-gcs": Peer(
+        "dcp_cloud, Google", "", ".venv", 0, _ours("CloudStorageWriter", "gs"), _ours("CloudStorageReader", "gs")
+    ),
+    **_several(
+        "gcsfs",
+        "FsspecWriter + gcsfs",
+        "gcsfs==2026.10.1",
+        _fsspec("FsspecWriter", "gs"),
+        _fsspec("FsspecReader", "gs"),
+    ),
+    "ours-azure": Peer(
+        "dcp_cloud, Azure", "", ".venv", 0, _ours("CloudStorageWriter", "az"), _ours("CloudStorageReader", "az")
+    ),
+    **_several(
+        "adlfs",
+        "FsspecWriter + adlfs",
+        "adlfs==2026.8.0",
+        _fsspec("FsspecWriter", "az"),
+        _fsspec("FsspecReader", "az"),
+    ),
 }
 
 

@@ -21,7 +21,7 @@ from benchmarks.harness import (
     GIB,
     MIB,
     SinkClient,
-    aws_environment,
+    client_environment,
     cpu_s,
     describe_machine,
     parser,
@@ -68,7 +68,7 @@ def get(store: ObjectStore, parts: list[memoryview], threads: int) -> None:
 
 
 def open_stores(url: str) -> dict[str, ObjectStore]:
-    os.environ.update(aws_environment(url))
+    os.environ.update(client_environment(url))
     return {
         "s3": open_store("s3://bucket/raw-s3", config=S3Config(endpoint_url=url)),
         "gcs": open_store("gs://bucket/raw-gcs", config=GCSConfig(endpoint_url=url, anonymous=True)),

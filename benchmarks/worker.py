@@ -23,6 +23,9 @@ import torch.distributed.checkpoint as dcp
 
 from benchmarks.peers import PEERS
 
+# 4 MiB with 1024 columns.
+_BLOCK_ROWS = 1024
+
 warnings.filterwarnings("ignore")
 
 
@@ -52,8 +55,10 @@ class Worker:
             dist.init_process_group("gloo", rank=task.rank, world_size=task.world)
         if task.world > 1:
             self.mesh = dist.device_mesh.init_device_mesh("cpu", (task.world,))
-        self.base = self._cut(torch.arange(_numel(task.shape), dtype=torch.float32).reshape(task.shape))
-        self.state = self._make(task.tensors, self.base)
+        # What each tensor holds, but for a number that differs from tensor to tensor. A single tensor may be as long as
+        # memory allows: what it holds is made again where it is needed.
+        self.base = self._cut(_pattern(task.shape)) if task.tensors > 1 else None
+        self.state = self._make(task.tensors, self.base) if task.tensors > 1 else {"weight": _pattern(task.shape)}
 
     def _cut(self, full: torch.Tensor) -> torch.Tensor:
         if self.mesh is None:
@@ -61,7 +66,7 @@ class Worker:
         return full.chunk(self.task.world, self.task.dim)[self.task.rank].contiguous()
 
     def _make(self, count: int, base: torch.Tensor) -> dict[str, Any]:
-        return {f"layer{i:06d}.weight": self._wrap(self._as_kind(base + i)) for i in range(count)}
+        return {f"layer{i:06d}.weight": self._wrap(self._as_kind(base + _mark(i))) for i in range(count)}
 
     def _as_kind(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.task.kind == "bfloat16":
@@ -89,12 +94,28 @@ class Worker:
             _local(value).fill_(-1)
         result = self._measured(lambda: dcp.load(self.state, storage_reader=self.peer.reader(path, self.peer.threads)))
         for i, value in enumerate(self.state.values()):
-            found = _local(value)
-            saved = self.base.t() if self.task.kind == "transposed" else self.base
-            for rows in range(0, found.shape[0], 4096):
-                wanted = (saved[rows : rows + 4096] + i).to(found.dtype)
-                assert torch.equal(found[rows : rows + 4096], wanted), f"tensor {i} is not what was saved"
+            self._compare(i, _local(value))
         return result
+
+    def _compare(self, number: int, found: torch.Tensor) -> None:
+        """Compare what was loaded with what was saved, block by block so as to take little memory."""
+        saved = self.base.t() if self.base is not None and self.task.kind == "transposed" else self.base
+        for row in range(0, found.shape[0], _BLOCK_ROWS):
+            block = found[row : row + _BLOCK_ROWS]
+            if saved is None:
+                wanted = _pattern(block.shape, first_row=row)
+            else:
+                wanted = (saved[row : row + _BLOCK_ROWS] + _mark(number)).to(block.dtype)
+            assert torch.equal(block, wanted), f"tensor {number} is not what was saved"
+
+    def repeat(self, verb: str, path: str, seconds: float) -> None:
+        """Save or load again and again, without looking at the result: for a profiler."""
+        ends_s = time.monotonic() + seconds
+        while time.monotonic() < ends_s:
+            if verb == "save":
+                dcp.save(self.state, storage_writer=self.peer.writer(path, self.peer.threads))
+            else:
+                dcp.load(self.state, storage_reader=self.peer.reader(path, self.peer.threads))
 
     def save_async(self, path: str, kind: str) -> dict[str, float]:
         """Measure how long the training loop is held up, and how fast it steps until the upload ends."""
@@ -146,11 +167,20 @@ class Worker:
         }
 
 
-def _numel(shape: tuple[int, ...]) -> int:
-    result = 1
-    for length in shape:
-        result *= length
+def _pattern(shape: tuple[int, ...], *, first_row: int = 0) -> torch.Tensor:
+    """Make rows of which no block of a few MiB is like another. All numbers are whole and exact in float32."""
+    rows, columns = shape
+    result = torch.empty(rows, columns)
+    block = torch.arange(_BLOCK_ROWS * columns, dtype=torch.float32).reshape(_BLOCK_ROWS, columns)
+    for row in range(0, rows, _BLOCK_ROWS):
+        part = result[row : row + _BLOCK_ROWS]
+        torch.add(block[: len(part)], (first_row + row) // _BLOCK_ROWS, out=part)
     return result
+
+
+def _mark(number: int) -> int:
+    """Give what is added to the tensor of this number, so that blocks differ between tensors too."""
+    return 4096 * (number % 2048)
 
 
 def _local(value: Any) -> torch.Tensor:
