@@ -43,7 +43,7 @@ from dcp_cloud.errors import (
     TransferCancelledError,
     UnsupportedFormatError,
 )
-from dcp_cloud.format.layout import data_key, metadata_key, to_storage_info
+from dcp_cloud.format.layout import data_key, to_storage_info
 from dcp_cloud.format.metadata import dump_metadata, load_metadata
 from dcp_cloud.transfer.events import EventHook, PhaseDone, Planned, ignore_event
 from dcp_cloud.transfer.retry import Retrier
@@ -242,7 +242,7 @@ class CloudStorageWriter(StorageWriter):
         except BaseException as caught:
             error = caught
             if isinstance(caught, _NOT_COMMITTED):
-                self._discard(results, save, store)
+                self._discard(results, store)
             raise
         finally:
             save.has_ended = True
@@ -328,7 +328,11 @@ class CloudStorageWriter(StorageWriter):
         # An attribute rather than an argument: torch 2.6 knows no version.
         committed.version = _DCP_VERSION
         replaced = load_replaced(self._read_object, before.key) if before.etag is not None else None
-        commit(store, dump_metadata(committed), before, overwrite=self._overwrite)
+        try:
+            commit(store, dump_metadata(committed), before, overwrite=self._overwrite)
+        except (CommitConflictError, CheckpointExistsError):
+            if not self._is_committed(committed, before.key):
+                raise
         if replaced is not None:
             delete_replaced(store, replaced, committed)
         if before.has_rank_commits:
@@ -336,25 +340,26 @@ class CloudStorageWriter(StorageWriter):
         elif before.etag is not None and not save.use_collectives and save.rank == 0:
             delete_rank_commits(store, self._read_object, committed, from_rank=_world_size())
 
-    def _discard(self, results: list[list[WriteResult]], save: _Save, store: RetryingStore) -> None:
-        """Delete the data of a save that was refused, unless the commit that stands there names it."""
+    def _is_committed(self, committed: Metadata, key: str) -> bool:
+        """See whether the commit that stands there is this save's.
+
+        A refusal is believed only after a look: the answer to our own commit may have been lost, and what was read to
+        tell it from another job's may have been damaged on the way.
+        """
+        try:
+            found = load_metadata(self._read_object(key)[0], key=f"{self.checkpoint_id}/{key}")
+        except NotFoundError:
+            return False
+        return bool(object_keys(found) & object_keys(committed))
+
+    def _discard(self, results: list[list[WriteResult]], store: RetryingStore) -> None:
+        """Delete the data of a save that was refused; it is not named by anything."""
         stored = Metadata({})
         stored.storage_data = {result.index: result.storage_data for rank in results for result in rank}
-        key = metadata_key(None if save.use_collectives else save.rank)
         try:
-            # A refusal is believed only after a look: the answer to our own commit may have been lost, and what was
-            # read to tell it from another job's may have been damaged on the way.
-            if not object_keys(stored) & self._keys_in(key):
-                store.delete(sorted(object_keys(stored)))
+            store.delete(sorted(object_keys(stored)))
         except DcpCloudError as error:
             logger.warning("data of the refused save remains; 'dcp-cloud sweep' will delete it: %s", error)
-
-    def _keys_in(self, key: str) -> set[str]:
-        """List the data objects that a commit names; none if it is not there."""
-        try:
-            return object_keys(load_metadata(self._read_object(key)[0], key=key))
-        except NotFoundError:
-            return set()
 
     def _read_object(self, key: str) -> tuple[memoryview, str]:
         return read_object(self._location.store, key, self._location.transfer, hook=self._hook)

@@ -25,16 +25,30 @@ def keys(uri: str) -> set[str]:
     return {meta.key for meta in open_store(uri).list()}
 
 
-def test_a_refused_save_looks_before_it_deletes() -> None:
-    """The answer to the commit is lost and the look back is damaged: the data of a committed save is not deleted."""
+@pytest.mark.parametrize(("flips", "is_told_of_success"), [(1, True), (None, False)])
+def test_a_refused_save_looks_before_it_deletes(flips: int | None, is_told_of_success: bool) -> None:
+    """The answer to the commit is lost and the look back is damaged: a committed save's data is not deleted."""
     uri = f"memory://{uuid.uuid4().hex}/run"
-    faults = [
-        Fault("fail", verb="put", key=".metadata", when="after"),
-        Fault("flip_bit", verb="get", key=".metadata", times=None),
-    ]
-    writer = CloudStorageWriter(uri, store=FaultyStore(open_store(uri), faults), transfer=TRANSFER)
-    with pytest.raises(CheckpointException):
-        dcp.save({"w": torch.arange(1000.0)}, storage_writer=writer)
+    dcp.save({"w": torch.zeros(1000)}, storage_writer=CloudStorageWriter(uri))
+    store = FaultyStore(
+        open_store(uri),
+        [
+            Fault("fail", verb="put", key=".metadata", when="after"),
+            # The first two look at what is to be replaced, the third one is the look back.
+            Fault("flip_bit", verb="get", key=".metadata", nth=3, times=flips),
+        ],
+    )
+    raised: list[BaseException] = []
+    try:
+        dcp.save(
+            {"w": torch.arange(1000.0)},
+            storage_writer=CloudStorageWriter(uri, store=store, transfer=TRANSFER),
+        )
+    except CheckpointException as error:
+        raised = [cause for cause, _ in error.failures.values()]
+    assert [strike.fault.kind for strike in store.strikes][:2] == ["fail", "flip_bit"]
+    assert not any(isinstance(error, CommitConflictError) for error in raised)
+    assert is_told_of_success == (not raised)
     loaded = {"w": torch.zeros(1000)}
     dcp.load(loaded, storage_reader=CloudStorageReader(uri))
     assert torch.equal(loaded["w"], torch.arange(1000.0))
