@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import torch.distributed.checkpoint as dcp
 from dcp_cloud import CloudStorageReader, CloudStorageWriter, TransferConfig
 from dcp_cloud.checkpoint import encode
 from dcp_cloud.config import MIB
+from dcp_cloud.transfer import engine
+from dcp_cloud.transfer.budget import Account, ByteBudget
 
 TRANSFER = TransferConfig(part_size_bytes=8 * MIB, max_concurrency=8, max_inflight_bytes=64 * MIB)
 ROWS = 4096
@@ -72,6 +75,37 @@ def memory_of_save(uri: str, kind: str) -> float:
         encode.open_tensor = lambda *args, **kwargs: None  # everything goes through torch.save
     writer = CloudStorageWriter(uri, transfer=TRANSFER)
     return extra_bytes(lambda: dcp.save(state, storage_writer=writer)) / MIB
+
+
+def memory_of_saves_at_once(uri: str, kind: str) -> float:
+    """Measure three saves at the same time, MiB."""
+    _warm_up(uri)
+    if kind == "apart":
+        engine.PROCESS_BUDGET = _BudgetEach()  # type: ignore[assignment]
+    states = [{f"w{n}": torch.ones(1024, 1025)[:, :-1] for n in range(24)} for _ in range(3)]
+    root, mark, query = uri.partition("?")
+    writers = [CloudStorageWriter(f"{root}-{n}{mark}{query}", transfer=TRANSFER) for n in range(3)]
+
+    def work() -> None:
+        threads = [
+            threading.Thread(target=dcp.save, args=(state,), kwargs={"storage_writer": writer, "no_dist": True})
+            for state, writer in zip(states, writers, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    used = extra_bytes(work) / MIB
+    assert all(writer.last_save is not None and writer.last_save.items == 24 for writer in writers)
+    return used
+
+
+class _BudgetEach:
+    """A budget for each transfer: what there was before the process had one."""
+
+    def open(self, limit_bytes: int) -> Account:
+        return ByteBudget().open(limit_bytes)
 
 
 def memory_of_load(uri: str, kind: str) -> float:

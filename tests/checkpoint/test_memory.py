@@ -38,6 +38,13 @@ def test_a_load_holds_no_second_copy(place: Place, kind: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["file"], indirect=True)
+def test_saves_at_once_share_one_bound(place: Place) -> None:
+    """Three saves of a process at the same time hold no more than one may; with a bound for each they hold more."""
+    assert run_ranks(1, memory_jobs.memory_of_saves_at_once, place(), "shared")[0] <= BOUND_MIB
+    assert run_ranks(1, memory_jobs.memory_of_saves_at_once, place(), "apart")[0] > BOUND_MIB
+
+
+@pytest.mark.parametrize("place", ["file"], indirect=True)
 def test_the_measurement_sees_copies(place: Place) -> None:
     """A writer that makes its items in memory, and a load that lands elsewhere first, are far beyond the bound."""
     assert run_ranks(1, memory_jobs.memory_of_save, place(), "copying")[0] > BOUND_MIB + 64
