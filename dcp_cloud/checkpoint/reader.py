@@ -19,6 +19,7 @@ from dcp_cloud.checkpoint.fetch import read_object
 from dcp_cloud.checkpoint.fill import PlanFiller
 from dcp_cloud.checkpoint.location import Location, StoreLike, URILike, is_checkpoint_uri
 from dcp_cloud.checkpoint.summary import SummaryCollector, TransferSummary
+from dcp_cloud.checkpoint.tiling import check_tiling
 from dcp_cloud.config import KIB, MIB, TransferConfig
 from dcp_cloud.errors import (
     BucketNotFoundError,
@@ -29,7 +30,7 @@ from dcp_cloud.errors import (
     NotFoundError,
     OutOfRangeError,
 )
-from dcp_cloud.format.layout import metadata_key
+from dcp_cloud.format.layout import metadata_key, rank_of_metadata_key
 from dcp_cloud.format.metadata import load_metadata
 from dcp_cloud.format.shapes import check_shapes
 from dcp_cloud.transfer.events import EventHook, RequestDone, TransferEvent, ignore_event
@@ -314,6 +315,9 @@ class CloudStorageReader(StorageReader):
             unsafe=self._unsafe_metadata,
         )
         check_shapes(metadata, key=f"{self.checkpoint_id}/{key}")
+        # A rank's own commit lists the chunks of that rank only.
+        has_holes = rank_of_metadata_key(key) is not None
+        check_tiling(metadata, key=f"{self.checkpoint_id}/{key}", may_have_holes=has_holes)
         meta = getattr(metadata, "storage_meta", None) or StorageMeta()
         meta.load_id = self._load_id
         metadata.storage_meta = meta

@@ -6,6 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from dcp_cloud.errors import CorruptCheckpointError
+
 
 @dataclass(frozen=True, slots=True)
 class Box:
@@ -49,6 +53,33 @@ def find_tiling_fault(shape: Sequence[int], boxes: Sequence[Box], *, may_have_ho
     if covered < volume and not may_have_holes:
         return f"its chunks hold {covered} of {volume} elements"
     return None
+
+
+def check_tiling(metadata: Metadata, *, key: str, may_have_holes: bool) -> None:
+    """See that the chunks of every tensor cover it once: what no chunk covers would stay in memory as it was.
+
+    Args:
+        metadata: A table of contents whose shapes make sense.
+        key: Key of the commit, for messages.
+        may_have_holes: Whether it is one rank's own, which lists the chunks of that rank only.
+
+    Raises:
+        CorruptCheckpointError: Chunks of a tensor overlap, or leave some of it out.
+    """
+    for name, entry in metadata.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            continue
+        if len(entry.chunks) == 1 and entry.chunks[0].sizes == entry.size:
+            continue  # most tensors of most checkpoints
+        boxes = [Box(tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in entry.chunks]
+        fault = find_tiling_fault(entry.size, boxes, may_have_holes=may_have_holes)
+        if fault is not None:
+            raise CorruptCheckpointError(
+                "the checkpoint's .metadata is damaged",
+                key=key,
+                cause=f"{name[:200]!r}: {fault}",
+                hint="load another checkpoint; 'dcp-cloud verify' lists everything that is damaged",
+            )
 
 
 def _find_overlap(boxes: Sequence[Box]) -> tuple[Box, Box] | None:

@@ -6,10 +6,18 @@ import itertools
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
-from dcp_cloud.checkpoint.tiling import Box, find_tiling_fault
+from dcp_cloud.checkpoint.tiling import Box, check_tiling, find_tiling_fault
+from dcp_cloud.errors import CorruptCheckpointError
 
 LENGTHS = st.lists(st.integers(0, 5), min_size=0, max_size=3)
 
@@ -74,3 +82,31 @@ def test_many_shards_of_any_dimension_are_checked_fast():
         ]
         assert math.prod(shape) == sum(math.prod(box.sizes) for box in boxes)
         assert find_tiling_fault(shape, boxes) is None
+
+
+def _table(*chunks: tuple[tuple[int, ...], tuple[int, ...]]) -> Metadata:
+    places = [ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)) for offsets, sizes in chunks]
+    return Metadata({"w": TensorStorageMetadata(TensorProperties(), torch.Size((4, 3)), places)})
+
+
+@pytest.mark.parametrize(
+    ("chunks", "text"),
+    [
+        ([((0, 0), (3, 3))], "hold 9 of 12 elements"),
+        ([((0, 0), (2, 3)), ((1, 0), (3, 3))], "overlap"),
+        ([((0, 0), (2, 3)), ((0, 0), (2, 3))], "hold 6 of 12 elements"),
+        ([], "hold 0 of 12 elements"),
+    ],
+)
+def test_a_load_refuses_a_table_that_leaves_elements_out(chunks, text):
+    """What no chunk covers would keep whatever was in memory, so a commit with a hole or an overlap is damaged."""
+    with pytest.raises(CorruptCheckpointError, match=text) as caught:
+        check_tiling(_table(*chunks), key="run/.metadata", may_have_holes=False)
+    assert "'w'" in str(caught.value)
+
+
+def test_a_load_takes_tables_that_tile():
+    """One chunk, several, and the part that a rank's own commit lists are fine."""
+    check_tiling(_table(((0, 0), (4, 3))), key="k", may_have_holes=False)
+    check_tiling(_table(((0, 0), (2, 3)), ((2, 0), (2, 3))), key="k", may_have_holes=False)
+    check_tiling(_table(((0, 0), (2, 3))), key="k", may_have_holes=True)
