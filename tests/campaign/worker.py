@@ -60,7 +60,7 @@ def run_seed(seed: int, stores: Collection[str], kinds: Collection[str], places:
         try:
             with places.fresh(run.store) as (place, store):
                 scene = Scene(run=run, place=place, store=store, counts=counts)
-                with watched_budget(run.transfer) as exceeded:
+                with watched_budget(run.transfer, min_part_bytes=store.limits.min_part_bytes) as exceeded:
                     tell(scene)
                 scene.require(not exceeded, "memory", *exceeded[:3])
         except BrokenInvariantError as error:
