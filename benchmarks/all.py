@@ -26,7 +26,7 @@ SUITE = {
     "small": (["small"], ["--cases", "10k", "--peers", "ours", "local"]),
     "memory": (["memory"], ["--gib", "0.25", "--small-gib", "0.25"]),
     "blocked": (["blocked"], ["--gib", "0.125"]),
-    "profile": (["profile"], ["--seconds", "2"]),
+    "profile": (["profile", "--seconds", "8"], ["--seconds", "2"]),
 }
 
 

@@ -17,7 +17,7 @@ from benchmarks.peers import PEERS, clear_local
 # Tensors, shape, label, link, and who is measured: others would take minutes for 100,000.
 CASES = {
     "10k": (10_000, (32, 32), "10,000 of 4 KiB", "shaped", ["ours", "s3torch-4", "s3fs-4", "msc-4", "local"]),
-    "100k": (100_000, (8, 8), "100,000 of 256 B", "free", ["ours", "local"]),
+    "100k": (100_000, (8, 8), "100,000 of 256 B", "free", ["ours"]),
 }
 FIGURES = ("wall_s", "cpu_s", "requests", "rss_growth_mib")
 
