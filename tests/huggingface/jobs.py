@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
@@ -17,6 +16,9 @@ from dcp_cloud import (
     CloudQuantizedHuggingFaceStorageReader,
 )
 from tests.checkpoint.states import equal, random_bytes
+
+HAS_TORCHS_OWN = hasattr(dcp, "HuggingFaceStorageWriter")
+HAS_TORCHS_QUANTISED = hasattr(dcp, "QuantizedHuggingFaceStorageReader")
 
 PLACEMENTS = {
     "rows": (Shard(0), (13, 6), torch.float32),
@@ -77,6 +79,8 @@ def load(uri: str, seed: int) -> list[str]:
 
 def save_with_torch(directory: str, seed: int, names: list[str]) -> None:
     """Save shards with torch's own writer."""
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
     whole = full_tensors(seed)
     state = distributed({name: whole[name] for name in names})
     dcp.save(state, storage_writer=HuggingFaceStorageWriter(directory, save_distributed=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from typing import Any
@@ -262,3 +263,14 @@ def test_a_model_of_another_shape_does_not_load(uri: str) -> None:
     """Shapes and names are compared by the planner, as with every checkpoint."""
     save_model(uri, {"a": torch.ones(5), "b": torch.arange(4)})
     assert load_model(uri) is not None
+
+
+@pytest.mark.skipif(
+    "use_collectives" not in inspect.signature(dcp.save).parameters, reason="dcp.save has no use_collectives here"
+)
+def test_saves_without_collectives_are_refused(uri: str) -> None:
+    """One commit has to name the files of all ranks; ignoring the argument would let ranks overwrite each other."""
+    writer = CloudHuggingFaceStorageWriter(uri)
+    with pytest.raises(ConfigError, match="collectives"):
+        dcp.save(STATE, storage_writer=writer, use_collectives=False)
+    assert list(open_store(uri).list()) == []
