@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import Final
 
 from dcp_cloud.errors import TransferCancelledError
+from dcp_cloud.transfer.waiting import take
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,7 +143,7 @@ class Account:
                     budget._serve()
                 else:
                     ticket.answer.put(False)  # noqa: FBT003 - the answer is a bare no
-            is_granted = ticket.answer.get()
+            is_granted = take(ticket.answer)
         except BaseException:  # a Ctrl-C
             self._give_up(ticket)
             raise

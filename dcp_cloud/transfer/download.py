@@ -20,11 +20,13 @@ from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.transfer.engine import Engine
 from dcp_cloud.transfer.events import EventHook, Phase, Progressed, ignore_event
 from dcp_cloud.transfer.ranges import Extent, Fetch, Slice, plan_fetches
+from dcp_cloud.transfer.waiting import take
 
 logger = logging.getLogger(__name__)
 
-# A shorter range costs a request for little; a longer one than the share of a connection leaves others idle.
-_MIN_FETCH_BYTES = 1024 * 1024
+# A shorter range takes less time than its request's first byte: 4 MiB are 47 ms of a connection of 90 MB/s. A longer
+# one than the share of a connection leaves others idle.
+_MIN_FETCH_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ class _Run:
             try:
                 feeder.start()
                 for _ in self._targets:
-                    index = self._finished.get()
+                    index = take(self._finished)
                     if index is None:
                         break
                     self._hand_back(index)

@@ -20,6 +20,7 @@ from typing_extensions import Self  # torch depends on typing_extensions; typing
 
 from dcp_cloud.errors import TransferCancelledError
 from dcp_cloud.stores.cancel import CancelScope
+from dcp_cloud.transfer.waiting import take
 
 Task: TypeAlias = Callable[[], None]
 
@@ -86,7 +87,7 @@ class WorkerPool:
             TransferCancelledError: The pool was cancelled.
         """
         self._raise_if_ended()
-        self._free.get()
+        take(self._free)
         if self.cancelled.is_set():
             self._free.put(None)  # it was brought to wake somebody; there may be others who wait
             self._raise_if_ended()
@@ -104,7 +105,7 @@ class WorkerPool:
         try:
             while taken < self._places:
                 self._raise_if_ended()
-                self._free.get()
+                take(self._free)
                 taken += 1
             self._raise_if_ended()
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -31,6 +32,7 @@ def run(environment: Mapping[str, str], log: str, function: Callable[..., object
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     warnings.simplefilter("ignore")
+    faulthandler.enable()  # writes the stacks of all threads when the test ends a job that hangs
     left = function(*args)
     if left:
         raise AssertionError(f"left behind: {left}")

@@ -280,3 +280,23 @@ def test_waiting_threads_keep_no_task_alive() -> None:
         del held
         pool.join()
         wait_until(gone.is_set, "the buffer was let go")
+
+
+def test_a_signal_that_does_not_wake_the_main_thread_is_noticed() -> None:
+    """A Ctrl-C that lands on another thread, or just before this one goes to sleep, ends the wait all the same."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+
+    def task() -> None:
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+        pool.cancelled.wait()
+
+    try:
+        with pytest.raises(KeyboardInterrupt), WorkerPool(1, queue_limit=1, name="p") as pool:
+            pool.submit(task)
+            pool.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
