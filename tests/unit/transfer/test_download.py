@@ -139,12 +139,12 @@ def test_ten_thousand_small_tensors_are_a_handful_of_requests() -> None:
 
 def test_a_long_target_is_read_in_parallel_by_requests_of_bounded_length() -> None:
     """One tensor is not one request: every connection gets its share."""
-    store, data = stored(8 * MIB)
+    store, data = stored(16 * MIB)
     recording = RecordingStore(store)
     kept = Kept()
-    Downloader(recording, config(part=3 * MIB, concurrency=4, inflight=64 * MIB)).run([kept.target(0, "a", 0, 8 * MIB)])
+    Downloader(recording, config(part=6 * MIB, concurrency=4, inflight=64 * MIB)).run([kept.target(0, "a", 0, 16 * MIB)])
     assert kept.got[0] == data["a"]
-    assert [call.size_bytes for call in recording.calls] == [2 * MIB] * 4
+    assert [call.size_bytes for call in recording.calls] == [4 * MIB] * 4
 
 
 class _Peak:
