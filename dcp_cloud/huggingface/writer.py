@@ -17,7 +17,7 @@ from dcp_cloud.checkpoint.location import StoreLike, URILike
 from dcp_cloud.checkpoint.staging import row_major_blocks
 from dcp_cloud.checkpoint.writer import CloudStorageWriter, _Save
 from dcp_cloud.config import TransferConfig
-from dcp_cloud.errors import CheckpointError, ConfigError, UnsupportedFormatError
+from dcp_cloud.errors import CheckpointError, ConfigError, TransferCancelledError, UnsupportedFormatError
 from dcp_cloud.format.safetensors import emit_header, file_order
 from dcp_cloud.huggingface.commit import (
     commit_key,
@@ -145,6 +145,9 @@ class CloudHuggingFaceStorageWriter(CloudStorageWriter):
             files = self._files.files(plan.items, plan.storage_data or {})
         results: list[WriteResult] = []
         with Uploader(self._data_store(), self._location.transfer, hook=hook) as uploader:
+            save.uploader = uploader
+            if save.is_cancelled:
+                uploader.pool.cancel()
             for file in files:
                 results += self._write_file(file, planner, uploader)
             uploader.finish()
@@ -176,6 +179,8 @@ class CloudHuggingFaceStorageWriter(CloudStorageWriter):
         return results
 
     def _commit(self, metadata: Metadata, results: list[list[WriteResult]], save: _Save, store: RetryingStore) -> None:  # noqa: ARG002
+        if save.is_cancelled:
+            raise TransferCancelledError("the save was cancelled, so nothing was committed", key=self.checkpoint_id)
         placed = check_complete(metadata, results, where=self.checkpoint_id)
         data = self._retrying_data()
         if self._is_sharded:
@@ -193,7 +198,7 @@ class CloudHuggingFaceStorageWriter(CloudStorageWriter):
                 reader, place, split=FileSplit(numbers=self._numbers), overwrite=self._overwrite, hook=self._hook
             )
 
-    def _discard(self, results: list[list[WriteResult]], save: _Save, store: RetryingStore) -> None:
+    def _discard(self, results: list[list[WriteResult]], store: RetryingStore) -> None:
         """Leave the files of a save that was refused: another job's may have the same names."""
 
     def _data_store(self) -> ObjectStore:

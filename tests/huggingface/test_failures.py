@@ -20,6 +20,7 @@ from dcp_cloud.errors import (
     CorruptCheckpointError,
     DcpCloudError,
     IncompleteCheckpointError,
+    TransferCancelledError,
     UnsupportedFormatError,
 )
 from dcp_cloud.testing import Fault, FaultyStore
@@ -273,4 +274,17 @@ def test_saves_without_collectives_are_refused(uri: str) -> None:
     writer = CloudHuggingFaceStorageWriter(uri)
     with pytest.raises(ConfigError, match="collectives"):
         dcp.save(STATE, storage_writer=writer, use_collectives=False)
+    assert list(open_store(uri).list()) == []
+
+
+def test_a_cancelled_save_commits_nothing(uri: str) -> None:
+    """``cancel`` works as with every writer: what was cancelled before its commit is no model."""
+
+    class Cancelling(CloudHuggingFaceStorageWriter):
+        def prepare_global_plan(self, plans: Any) -> Any:
+            self.cancel()
+            return super().prepare_global_plan(plans)
+
+    error = outcome(lambda: dcp.save(STATE, storage_writer=Cancelling(uri)))
+    assert isinstance(error, TransferCancelledError)
     assert list(open_store(uri).list()) == []
