@@ -93,9 +93,9 @@ def plot_wall(images: Path) -> None:
             "wall_s",
             images,
             name=f"wall-{ranks}",
-            unit="seconds (median, min–max)",
+            unit="seconds, logarithmic (median, min–max)",
             ranks=ranks,
-            log=False,
+            log=True,
             title="Time to save and load 1 GiB: shorter is better",
             links=("free", "shaped"),
         )

@@ -30,9 +30,10 @@ from benchmarks.harness import (
 )
 from benchmarks.peers import PEERS, clear_local
 from benchmarks.raw import measure
+from dcp_cloud import TransferConfig
 
 FIGURES = ("wall_s", "gib_per_s", "cpu_s_per_gib", "rss_growth_mib", "requests", "sink_cpu_s")
-FLOOR_THREADS = 16
+FLOOR_THREADS = TransferConfig().max_concurrency
 # s3fs and multi-storage-client with the number of threads that is faster here.
 S3_PEERS = ("ours", "s3torch-1", "s3torch-4", "s3fs-4", "msc-4", "local")
 CLOUD_PEERS = ("ours-gcs", "gcsfs-4", "ours-azure", "adlfs-4")
