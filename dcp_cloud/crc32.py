@@ -25,6 +25,8 @@ _CRC32 = 0xEDB88320
 _CRC32C = 0x82F63B78
 _ONE = 1 << 31
 _X = 1 << 30
+# Lengths that are a multiple of this come again and again.
+_TABLED_BYTES = 256 * 1024
 
 
 def combine_crc32(crc_a: int, crc_b: int, len_b: int) -> int:
@@ -38,7 +40,7 @@ def combine_crc32(crc_a: int, crc_b: int, len_b: int) -> int:
     Returns:
         What ``zlib.crc32`` would give for both together.
     """
-    return _multiply(_shift(len_b, _CRC32), crc_a, _CRC32) ^ crc_b
+    return _shifted(crc_a, len_b, _CRC32) ^ crc_b
 
 
 def combine_crc32c(crc_a: int, crc_b: int, len_b: int) -> int:
@@ -52,7 +54,28 @@ def combine_crc32c(crc_a: int, crc_b: int, len_b: int) -> int:
     Returns:
         The CRC-32C of both together.
     """
-    return _multiply(_shift(len_b, _CRC32C), crc_a, _CRC32C) ^ crc_b
+    return _shifted(crc_a, len_b, _CRC32C) ^ crc_b
+
+
+def _shifted(crc: int, nbytes: int, polynomial: int) -> int:
+    if nbytes < _TABLED_BYTES or nbytes % _TABLED_BYTES:
+        return _multiply(_shift(nbytes, polynomial), crc, polynomial)
+    first, second, third, fourth = _tables(nbytes, polynomial)
+    return first[crc & 255] ^ second[crc >> 8 & 255] ^ third[crc >> 16 & 255] ^ fourth[crc >> 24]
+
+
+@lru_cache(maxsize=32)
+def _tables(nbytes: int, polynomial: int) -> tuple[tuple[int, ...], ...]:
+    """Shift each value of each byte once: pages and blocks are thousands, and all as long as one another."""
+    factor = _shift(nbytes, polynomial)
+    tables = []
+    for position in (0, 8, 16, 24):
+        table = [0]
+        for bit in range(8):  # the shift is linear: values with a further bit are those without it, plus the bit's own
+            own = _multiply(factor, 1 << (position + bit), polynomial)
+            table += [own ^ value for value in table]
+        tables.append(tuple(table))
+    return tuple(tables)
 
 
 @lru_cache(maxsize=4096)

@@ -31,6 +31,14 @@ def test_long_second_runs(exponent: int) -> None:
     assert combine_crc32(zlib.crc32(b"head"), zlib.crc32(second), len(second)) == zlib.crc32(b"head" + second)
 
 
+@pytest.mark.parametrize("pages", [1, 2, 3, 16])
+def test_lengths_of_pages_and_blocks(pages: int) -> None:
+    """Lengths that come again and again take another way to the same sums, whatever the first run's sum is."""
+    second = bytes(range(256)) * 1024 * pages
+    for first in (b"", b"\0", b"\xff" * 5, *(bytes([value]) * 3 for value in range(256))):
+        assert combine_crc32(zlib.crc32(first), zlib.crc32(second), len(second)) == zlib.crc32(first + second)
+
+
 def test_lengths_beyond_32_bits() -> None:
     """A run of 5 GiB is combined as if it came in two pieces."""
     piece = 5 << 29
