@@ -42,18 +42,12 @@ class Setting:
         return self.part_size_bytes * self.max_concurrency
 
     def apply(self, transfer: TransferConfig) -> TransferConfig:
-        """Give a configuration with this setting, and a bound of memory that does not lower the concurrency.
+        """Give a configuration with this setting.
 
         Args:
             transfer: The rest of the configuration.
         """
-        return replace(
-            transfer,
-            part_size_bytes=self.part_size_bytes,
-            max_concurrency=self.max_concurrency,
-            # An upload keeps half of it for what waits to be sent.
-            max_inflight_bytes=max(transfer.max_inflight_bytes, 2 * self.inflight_bytes),
-        )
+        return replace(transfer, part_size_bytes=self.part_size_bytes, max_concurrency=self.max_concurrency)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,14 +202,11 @@ def options_for(setting: Setting, transfer: TransferConfig) -> Mapping[str, str]
     Returns:
         Options of the URI: name to value; empty if nothing has to be set.
     """
-    applied = setting.apply(transfer)
     options: dict[str, str] = {}
-    if applied.part_size_bytes != transfer.part_size_bytes:
-        options["part_size"] = _size(applied.part_size_bytes)
-    if applied.max_concurrency != transfer.max_concurrency:
-        options["max_concurrency"] = str(applied.max_concurrency)
-    if options and applied.max_inflight_bytes != transfer.max_inflight_bytes:
-        options["max_inflight"] = _size(applied.max_inflight_bytes)
+    if setting.part_size_bytes != transfer.part_size_bytes:
+        options["part_size"] = _size(setting.part_size_bytes)
+    if setting.max_concurrency != transfer.max_concurrency:
+        options["max_concurrency"] = str(setting.max_concurrency)
     return options
 
 

@@ -165,9 +165,9 @@ def test_advice_is_given_where_it_is_worth_it(measurements: Sequence[Measurement
     assert choose(measurements).setting == best
 
 
-def test_the_memory_bound_follows_what_is_in_flight() -> None:
-    """Parts that would exceed the bound of memory at once need a higher one, or they would wait for each other."""
-    transfer = TransferConfig()
-    base = setting(transfer.part_size_bytes // MIB, transfer.max_concurrency)
-    assert options_for(base, TransferConfig(max_inflight_bytes=64 * MIB)) == {}
-    assert options_for(setting(64, 64), transfer)["max_inflight"] == "8192MiB"
+def test_only_what_differs_has_to_be_set() -> None:
+    """Options say what is not in force anyway."""
+    transfer = TransferConfig(part_size_bytes=16 * MIB, max_concurrency=16)
+    assert options_for(setting(16, 16), transfer) == {}
+    assert options_for(setting(16, 64), transfer) == {"max_concurrency": "64"}
+    assert options_for(setting(32, 16), transfer) == {"part_size": "32MiB"}
