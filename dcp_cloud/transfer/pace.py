@@ -1,7 +1,7 @@
 """How many requests are in flight at once: as many as pay, fewer when the provider says so.
 
-The bound begins at what suits most networks, grows while more requests at once bring more bytes a second, and stays where they do not. When the
-provider asks for fewer requests it is halved; from there on it grows by one at a time.
+The bound begins at what suits most networks, grows while more requests at once bring more bytes a second, and stays
+where they do not. When the provider asks for fewer requests it is halved; from there on it grows by one at a time.
 """
 
 from __future__ import annotations

@@ -142,7 +142,9 @@ def test_a_long_target_is_read_in_parallel_by_requests_of_bounded_length() -> No
     store, data = stored(16 * MIB)
     recording = RecordingStore(store)
     kept = Kept()
-    Downloader(recording, config(part=6 * MIB, concurrency=4, inflight=64 * MIB)).run([kept.target(0, "a", 0, 16 * MIB)])
+    Downloader(recording, config(part=6 * MIB, concurrency=4, inflight=64 * MIB)).run(
+        [kept.target(0, "a", 0, 16 * MIB)]
+    )
     assert kept.got[0] == data["a"]
     assert [call.size_bytes for call in recording.calls] == [4 * MIB] * 4
 
