@@ -108,20 +108,24 @@ class Hedger:
         with self._changed:
             while not self._is_closed:
                 self._changed.wait(_LOOK_EVERY_S)
-                for race in [race for race in self._races if self._is_slow(race)]:
+                for race in self._slow_races():
                     if self._may_race():
                         self._seconds.append(race.start_second())
 
     def _may_race(self) -> bool:
         return not self._is_closed and len(self._seconds) <= self._done * _SHARE
 
-    def _is_slow(self, race: _Race[Any]) -> bool:
-        if race.has_second or len(self._samples) < _MIN_SAMPLES:
-            return False
+    def _slow_races(self) -> list[_Race[Any]]:
+        """Find what takes too long; the lock is held, so it must not take long itself."""
+        now_s = self._clock()
+        late = [race for race in self._races if not race.has_second and now_s - race.began_s > _MIN_SLOW_S]
+        if not late or len(self._samples) < _MIN_SAMPLES:
+            return []
         duration_s = statistics.median(duration_s for _, duration_s in self._samples)
-        length = statistics.median(nbytes for nbytes, _ in self._samples)
-        allowed_s = max(_MIN_SLOW_S, _SLOW_FACTOR * duration_s * max(1.0, race.nbytes / max(length, 1)))
-        return self._clock() - race.began_s > allowed_s
+        length = max(statistics.median(nbytes for nbytes, _ in self._samples), 1)
+        return [
+            race for race in late if now_s - race.began_s > _SLOW_FACTOR * duration_s * max(1.0, race.nbytes / length)
+        ]
 
 
 class _Race(Generic[ResultT]):
