@@ -45,12 +45,12 @@ def _settings(record: type, prefix: str) -> str:
             continue
         meaning = meanings[field.name].removesuffix(" Argument only.") + _choices(hints[field.name])
         if field.metadata.get("argument_only"):
-            rows.append([f"`{field.name}`", "argument only", "–", meaning])
+            rows.append([f"`{field.name}`", "–", f"{meaning} As an argument only."])
             continue
         option = field.name.removesuffix("_bytes").removesuffix("_s")
-        names = f"`{option}`" if option == field.name else f"`{option}`<br>`{field.name}`"
-        rows.append([names, f"`{prefix}{option.upper()}`", _default(field), meaning])
-    return table(["Option, field", "Environment variable", "Default", "Meaning"], rows)
+        names = dict.fromkeys((option, field.name, f"{prefix}{option.upper()}"))
+        rows.append(["<br>".join(f"`{name}`" for name in names), _default(field), meaning])
+    return table(["Option, field, variable", "Default", "Meaning"], rows)
 
 
 def _default(field: dataclasses.Field[object]) -> str:

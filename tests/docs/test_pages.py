@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dcp_cloud.tools.permissions import _PERMISSIONS
 from docs.tools.errors import error_classes
 from docs.tools.pages import GENERATED_PAGES, generated, written_by_hand
-from tests.docs.blocks import PAGES, ROOT
+from tests.docs.blocks import PAGES, ROOT, blocks_of
 
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?P<path>[^)#\s:]*)(?:#(?P<anchor>[^)\s]*))?\)")
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -47,21 +49,40 @@ def test_every_page_can_be_found() -> None:
     assert not missing
 
 
-@pytest.mark.parametrize(("scheme", "page", "pattern"), [("s3", "s3", r"s3:\w+"), ("gs", "gcs", r"storage\.\w+\.\w+")])
-def test_the_page_of_a_cloud_grants_what_the_doctor_asks_for(scheme: str, page: str, pattern: str) -> None:
-    """Whoever sets up a bucket by the page has every permission that ``dcp-cloud doctor`` names."""
-    text = (ROOT / "docs" / "clouds" / f"{page}.md").read_text(encoding="utf-8")
-    wanted = {name for fix in _PERMISSIONS[scheme].values() for name in re.findall(pattern, fix)}
-    assert wanted
-    assert wanted <= set(re.findall(pattern, text))
-
-
 def test_the_policy_for_s3_is_exactly_what_the_doctor_asks_for() -> None:
-    """The policy to copy has these actions and no others."""
-    text = (ROOT / "docs" / "clouds" / "s3.md").read_text(encoding="utf-8")
-    policy = next(block for block in _FENCED.findall(text) if '"Statement"' in block)
-    wanted = {name for fix in _PERMISSIONS["s3"].values() for name in re.findall(r"s3:\w+", fix)}
-    assert set(re.findall(r"s3:[A-Z]\w+", policy)) == wanted
+    """The policy to copy has the actions that ``dcp-cloud doctor`` names, and no others."""
+    granted = {action for statement in _json("s3", "Statement")["Statement"] for action in statement["Action"]}
+    assert granted == {name for fix in _PERMISSIONS["s3"].values() for name in re.findall(r"s3:\w+", fix)}
+
+
+def test_the_role_for_google_is_exactly_what_the_doctor_asks_for() -> None:
+    """The role to copy has the permissions that ``dcp-cloud doctor`` names, and no others."""
+    wanted, resource = set(), ""
+    for fix in _PERMISSIONS["gs"].values():
+        # "storage.objects.create, .get and .delete"
+        for kind, verb in re.findall(r"(storage\.\w+)?\.(\w+)", fix):
+            resource = kind or resource
+            wanted.add(f"{resource}.{verb}")
+    assert set(_json("gcs", "includedPermissions")["includedPermissions"]) == wanted
+
+
+def test_the_role_for_azure_allows_what_the_doctor_asks_for() -> None:
+    """The role to copy allows what the letters of a shared access signature mean that ``dcp-cloud doctor`` names."""
+    meaning = {"r": "read", "l": "read", "c": "write", "w": "write", "d": "delete"}
+    letters = {
+        letter
+        for fix in _PERMISSIONS["az"].values()
+        for letter in re.findall(r"\b\w\b", fix.partition("signature:")[2])
+    }
+    assert {action.rpartition("/")[2] for action in _json("azure", "DataActions")["DataActions"]} == {
+        meaning[letter] for letter in letters
+    }
+
+
+def _json(page: str, key: str) -> Any:
+    blocks = blocks_of(ROOT / "docs" / "clouds" / f"{page}.md")
+    (found,) = (block for block in blocks if block.language == "json" and f'"{key}"' in block.code)
+    return json.loads(found.code)
 
 
 def _anchors(page: Path) -> set[str]:
