@@ -36,6 +36,7 @@ from dcp_cloud.stores.base import (
     StoreLimits,
 )
 from dcp_cloud.stores.keys import below, range_beyond_end, total_bytes
+from dcp_cloud.stores.server_side import Repeat
 from dcp_cloud.stores.wire import WireResponse
 from dcp_cloud.uri import StoreURI
 
@@ -188,10 +189,10 @@ class AzureStore:
         """Tell whether Azure could copy from there."""
         return isinstance(source, AzureStore) and can_copy(source.client, self.client)
 
-    def copy_from(self, source: ObjectStore, meta: ObjectMeta, key: str) -> None:
+    def copy_from(self, source: ObjectStore, meta: ObjectMeta, key: str, repeat: Repeat) -> None:
         """Copy an object."""
         assert isinstance(source, AzureStore)  # noqa: S101 - copies_from was asked
-        copy_blob(source.client, self.client, meta, key)
+        copy_blob(source.client, self.client, meta, key, repeat)
 
     def _translated(self, operation: str, key: str) -> Any:  # noqa: ANN401 - a context manager
         return translated(f"{operation} on {self.uri}", key=key or None)

@@ -34,6 +34,7 @@ from dcp_cloud.stores.gcs_config import GCSConfig
 from dcp_cloud.stores.gcs_multipart import XMLUpload
 from dcp_cloud.stores.gcs_objects import GCSObjects, meta_of
 from dcp_cloud.stores.keys import below, range_beyond_end, total_bytes
+from dcp_cloud.stores.server_side import Repeat
 from dcp_cloud.stores.wire import WireResponse
 from dcp_cloud.uri import StoreURI
 
@@ -179,10 +180,10 @@ class GCSStore:
         """Tell whether Google could copy from there."""
         return isinstance(source, GCSStore) and source._client.config == self._client.config
 
-    def copy_from(self, source: ObjectStore, meta: ObjectMeta, key: str) -> None:
+    def copy_from(self, source: ObjectStore, meta: ObjectMeta, key: str, repeat: Repeat) -> None:
         """Copy an object."""
         assert isinstance(source, GCSStore)  # noqa: S101 - copies_from was asked
-        self.objects.rewrite(source._client, meta.key, meta.etag, key)
+        self.objects.rewrite(source._client, meta.key, meta.etag, key, repeat)
 
     @property
     def _client(self) -> GCSClient:

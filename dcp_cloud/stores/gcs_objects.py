@@ -16,6 +16,7 @@ from dcp_cloud.stores.base import Buffers, ObjectMeta
 from dcp_cloud.stores.gcs_checksum import check_crc32c, crc32c_from_text, crc32c_of, crc32c_text
 from dcp_cloud.stores.gcs_client import GCSClient, Query, bucket_not_found, parse, target
 from dcp_cloud.stores.gcs_errors import from_answer
+from dcp_cloud.stores.server_side import Repeat
 
 CONTENT_TYPE = "application/octet-stream"
 # Source: https://docs.cloud.google.com/storage/docs/batch
@@ -125,7 +126,7 @@ class GCSObjects:
             key=key,
         )
 
-    def rewrite(self, source: GCSClient, name: str, generation: str, key: str) -> None:
+    def rewrite(self, source: GCSClient, name: str, generation: str, key: str, repeat: Repeat) -> None:
         """Let the service copy an object, call by call if it is long.
 
         Args:
@@ -133,13 +134,14 @@ class GCSObjects:
             name: Name of the object.
             generation: The version of it to copy; another one is refused.
             key: Key of the copy, in this bucket.
+            repeat: Runs each call.
         """
         config = self.client.config
         target = self.client.object_path(key).removeprefix("/storage/v1")
         kms_key = [("destinationKmsKeyName", config.kms_key_name)] if config.kms_key_name else []
-        token: Query = []
-        while True:
-            answer = self.client.json(
+
+        def call(token: Query) -> Any:  # noqa: ANN401 - JSON
+            return self.client.json(
                 "POST",
                 f"{source.object_path(name)}/rewriteTo{target}",
                 query=[("ifSourceGenerationMatch", generation), ("fields", "done,rewriteToken"), *kms_key, *token],
@@ -148,9 +150,11 @@ class GCSObjects:
                 action=f"rewrite to {self.client.uri}",
                 key=name,
             )
-            if answer.get("done", True):
-                return
+
+        answer = repeat(lambda: call([]))
+        while not answer.get("done", True):
             token = [("rewriteToken", answer["rewriteToken"])]
+            answer = repeat(lambda token=token: call(token))  # type: ignore[misc]  # binds the loop's value
 
     def list(self, start: str) -> Iterator[Any]:
         """List the resources of all objects whose names start with a text."""

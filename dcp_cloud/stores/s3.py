@@ -37,6 +37,7 @@ from dcp_cloud.stores.s3_config import S3Config
 from dcp_cloud.stores.s3_copy import can_copy, copy_object
 from dcp_cloud.stores.s3_dialect import DIALECTS, Dialect
 from dcp_cloud.stores.s3_errors import from_answer
+from dcp_cloud.stores.server_side import Repeat
 from dcp_cloud.uri import StoreURI
 
 # Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
@@ -179,10 +180,10 @@ class S3Store:
         """Tell whether S3 could copy from there."""
         return isinstance(source, S3Store) and can_copy(source.client, self.client)
 
-    def copy_from(self, source: ObjectStore, meta: ObjectMeta, key: str) -> None:
+    def copy_from(self, source: ObjectStore, meta: ObjectMeta, key: str, repeat: Repeat) -> None:
         """Copy an object."""
         assert isinstance(source, S3Store)  # noqa: S101 - copies_from was asked
-        copy_object(source.client, self.client, meta, key)
+        copy_object(source.client, self.client, meta, key, repeat)
 
     @property
     def _dialect(self) -> Dialect:

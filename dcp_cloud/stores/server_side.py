@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from dcp_cloud.errors import InvalidRequestError, NotFoundError, PermissionDeniedError, PreconditionError
 from dcp_cloud.stores.base import ObjectMeta, ObjectStore
@@ -17,7 +17,25 @@ from dcp_cloud.stores.prefix import PrefixStore
 
 logger = logging.getLogger(__name__)
 
-Copier: TypeAlias = Callable[[str, ObjectMeta], bool]
+ResultT = TypeVar("ResultT")
+
+
+class Repeat(Protocol):
+    """Runs one request, and again if it fails in a way that may pass."""
+
+    def __call__(self, request: Callable[[], ResultT]) -> ResultT:
+        """Run it.
+
+        Args:
+            request: The request.
+
+        Returns:
+            What the request returned.
+        """
+        ...
+
+
+Copier: TypeAlias = Callable[[str, ObjectMeta, Repeat], bool]
 """Copies an object, described at the source, to a key of the target; False if the provider would not."""
 
 
@@ -33,19 +51,22 @@ class ServerSideCopy(Protocol):
         """
         ...
 
-    def copy_from(self, source: ObjectStore, meta: ObjectMeta, key: str) -> None:
-        """Copy an object, replacing what is at the key; nothing is visible there before it is whole.
+    def copy_from(self, source: ObjectStore, meta: ObjectMeta, key: str, repeat: Repeat) -> None:
+        """Copy an object, replacing what is at the key.
+
+        A long object takes many requests: one that fails is repeated alone, and a cancelled scope ends them.
 
         Args:
             source: A store of which ``copies_from`` is true.
             meta: The object there; if it is another version by now, nothing is copied.
             key: Key of the copy.
+            repeat: Runs each request.
 
         Raises:
             PreconditionError: The object at the source is another version.
             PermissionDeniedError: These credentials may not copy.
             InvalidRequestError: The provider does not copy this.
-            TransientError: The request may be repeated.
+            DcpCloudError: What ``repeat`` raises when a request keeps failing, or is not wanted any more.
         """
         ...
 
@@ -65,9 +86,9 @@ def copier_between(source: ObjectStore, target: ObjectStore) -> Copier | None:
     if not isinstance(home, ServerSideCopy) or not home.copies_from(root):
         return None
 
-    def copy(key: str, meta: ObjectMeta) -> bool:
+    def copy(key: str, meta: ObjectMeta, repeat: Repeat) -> bool:
         try:
-            home.copy_from(root, replace(meta, key=start + meta.key), place + key)
+            home.copy_from(root, replace(meta, key=start + meta.key), place + key, repeat)
         except PreconditionError:
             raise
         except (PermissionDeniedError, InvalidRequestError, NotFoundError) as error:

@@ -1,23 +1,24 @@
 """Copying a checkpoint between any two stores, so that the copy is whole or not there.
 
-The data objects go first, then everything is checked, then the commit. Bytes pass through memory once: read in parallel
-ranges, sent in parallel parts, and their checksums are compared with those that were recorded when they were saved.
-Where one provider holds both ends it can move the bytes itself. A copy that broke off goes on where it stopped: what is
-there under a name with the save's id and in full length is there, because objects appear whole or not at all.
+The data objects go first, then everything is checked, then the commit. Where one provider holds both ends it can move
+the bytes itself; otherwise they pass through here (:mod:`dcp_cloud.tools.relayed`). A copy that broke off goes on where
+it stopped: what is there under a name with the save's id and in full length is there, because objects appear whole or
+not at all. For that reason, and because another copy of the same checkpoint may count on it, a failed copy deletes
+nothing that is whole.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from dcp_cloud.checkpoint.bytecheck import ByteChecker
 from dcp_cloud.checkpoint.catalog import list_checkpoints
-from dcp_cloud.checkpoint.cleanup import split_key
-from dcp_cloud.checkpoint.commit import Before, commit, delete_replaced, load_replaced
+from dcp_cloud.checkpoint.cleanup import is_commit, split_key
+from dcp_cloud.checkpoint.commit import Before, commit, delete_rank_commits, delete_replaced, load_replaced
 from dcp_cloud.checkpoint.contents import read_contents
 from dcp_cloud.checkpoint.entries import CheckpointContents, Shard
 from dcp_cloud.checkpoint.fetch import read_object
@@ -30,24 +31,23 @@ from dcp_cloud.errors import (
     IncompleteCheckpointError,
     NotFoundError,
 )
-from dcp_cloud.format.layout import is_data_key
+from dcp_cloud.format.layout import METADATA_KEY, is_data_key, rank_of_metadata_key
 from dcp_cloud.format.metadata import load_metadata
 from dcp_cloud.stores.base import ObjectMeta
+from dcp_cloud.stores.prefix import PrefixStore
 from dcp_cloud.stores.server_side import copier_between
-from dcp_cloud.transfer.events import EventHook, Planned, Progressed, ignore_event
-from dcp_cloud.transfer.ranges import upload_part_bytes
-from dcp_cloud.transfer.relay import relay_spans
+from dcp_cloud.tools.relayed import damaged_source, items_by_key, relay_objects
+from dcp_cloud.transfer.events import EventHook, PhaseDone, Planned, Progressed, ignore_event
 from dcp_cloud.transfer.retry import Retrier
 from dcp_cloud.transfer.retrying import RetryingStore
-from dcp_cloud.transfer.span import Span, crc32_of
-from dcp_cloud.transfer.upload import Uploader
 from dcp_cloud.transfer.workers import WorkerPool
+from dcp_cloud.uri import StoreURI
 
 logger = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
 
-# A batch is stored whole or not at all: what a broken copy loses at most, and enough to keep all connections busy.
-_BATCH_BYTES = 2 * 1024**3
-_BATCH_OBJECTS = 256
+# Options that say which server is meant: one bucket's name on two of them is two buckets.
+_SERVER_OPTIONS = ("endpoint_url", "account", "account_url")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class CopyReport:
     Args:
         source: The checkpoint that was copied, without options.
         target: Where it is now, without options.
-        was_there: Whether the very same checkpoint was there already; then nothing was sent.
+        was_there: Whether the very same checkpoint was there already, with all its objects; then nothing was sent.
         objects: Number of its data objects.
         size_bytes: Their length.
         relayed: Objects that went through this machine.
@@ -97,13 +97,14 @@ def copy_checkpoint(
         target: Where to; its settings decide part length, concurrency and memory.
         overwrite: Whether another checkpoint there may be replaced. It stays whole until the copy is committed.
         server_side: Let the provider copy where it holds both ends.
-        read_back: Read every byte of the copy and verify it before it is committed.
+        read_back: Read every byte of the copy and verify it before it is committed; of one that was there, too.
         hook: Told of requests and progress.
 
     Returns:
         What was done.
 
     Raises:
+        ConfigError: Source and target are the same place.
         CheckpointNotFoundError: There is no checkpoint at the source.
         CorruptCheckpointError: The source is damaged; nothing was committed.
         CheckpointExistsError: Another checkpoint is at the target, or its objects have the names of these.
@@ -128,9 +129,14 @@ def copy_tree(
         A report for each, in the order of steps.
 
     Raises:
+        ConfigError: The target is the source, or below it: the next run would copy the copies.
         CheckpointNotFoundError: There is no committed checkpoint.
         DcpCloudError: As for :func:`copy_checkpoint`; those before it were copied.
     """
+    if _same_server(source.uri, target.uri) and f"{target.uri.root}/".startswith(f"{source.uri.root.rstrip('/')}/"):
+        raise ConfigError(
+            "the target is the source, or below it", key=target.uri.root, hint="name a target beside the source"
+        )
     found = [entry for entry in list_checkpoints(source.store, transfer=source.transfer) if entry.state != "incomplete"]
     if not found:
         raise CheckpointNotFoundError(
@@ -142,15 +148,22 @@ def copy_tree(
 
 
 def _below(location: Location, path: str) -> Location:
-    uri = location.uri.child(path) if path else location.uri
-    return Location(uri, transfer=location.transfer, store=None, config=None, schemes=None)
+    """Give a place below another, reached through the same client."""
+    if not path:
+        return location
+    store = PrefixStore(location.store, path)
+    return Location(location.uri.child(path), transfer=location.transfer, store=store, config=None, schemes=None)
+
+
+def _same_server(a: StoreURI, b: StoreURI) -> bool:
+    return all(a.options.get(name) == b.options.get(name) for name in _SERVER_OPTIONS)
 
 
 class _Copy:
     """One copy under way."""
 
     def __init__(self, source: Location, target: Location, *, overwrite: bool, hook: EventHook) -> None:
-        if source.uri.root == target.uri.root:
+        if source.uri.root == target.uri.root and _same_server(source.uri, target.uri):
             raise ConfigError("source and target are the same place", key=source.uri.root, hint="name another target")
         self._source = source
         self._target = target
@@ -158,13 +171,25 @@ class _Copy:
         self._hook = hook
         self._from = _retrying(source, hook)
         self._to = _retrying(target, hook)
-        self._verified = 0
 
     def run(self, *, server_side: bool, read_back: bool) -> CopyReport:
         began_s = time.monotonic()
+        error: BaseException | None = None
+        try:
+            report = self._run(server_side=server_side, read_back=read_back)
+            return replace(report, duration_s=time.monotonic() - began_s)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            cause = type(error).__name__ if error is not None else None
+            self._hook(PhaseDone(phase="copy", duration_s=time.monotonic() - began_s, error=cause))
+
+    def _run(self, *, server_side: bool, read_back: bool) -> CopyReport:
         contents = read_contents(self._source.store, transfer=self._source.transfer, hook=self._hook)
         commits = {key: read_object(self._source.store, key, self._source.transfer)[0] for key in contents.commits}
-        metas = self._source_objects(contents)
+        items = items_by_key(contents)
+        metas = self._source_objects(contents, items)
         report = CopyReport(
             source=self._source.uri.root,
             target=self._target.uri.root,
@@ -174,46 +199,80 @@ class _Copy:
             items=sum(1 for _ in contents.shards()),
         )
         befores = {key: self._look(key, memory) for key, memory in commits.items()}
-        if all(before is None for before in befores.values()):
-            return replace(report, was_there=True, duration_s=time.monotonic() - began_s)
         there = {meta.key: meta.size_bytes for meta in self._to.list()}
+        self._check_kinds(commits, there)
+        whole = {meta.key for meta in metas if there.get(meta.key) == meta.size_bytes}
+        if len(whole) == len(metas) and not any(befores.values()):
+            verified = self._check_bytes(metas, items) if read_back else 0
+            return replace(report, was_there=True, verified_items=verified)
         self._check_names(metas, there, has_commit=any(split_key(key)[1] in commits for key in there))
-        resumed = [meta for meta in metas if is_data_key(meta.key) and there.get(meta.key) == meta.size_bytes]
-        missing = [meta for meta in metas if meta not in resumed]
+        resumed = [meta for meta in metas if meta.key in whole and is_data_key(meta.key)]
+        missing = [meta for meta in metas if meta.key not in whole or not is_data_key(meta.key)]
         self._hook(Planned(phase="copy", size_bytes=sum(meta.size_bytes for meta in missing), items=len(missing)))
-        items = _items_by_key(contents)
-        copied = self._copy_server_side(missing) if server_side else []
-        relayed = [meta for meta in missing if meta not in copied]
-        for batch in _batches(relayed):
-            self._relay(batch, items)
-        # Whatever did not pass through this machine's memory was not compared with its checksums yet.
-        unseen = metas if read_back else resumed
-        self._check_bytes([shard for meta in unseen for shard in items.get(meta.key, ())])
+        copied = self._copy_server_side(missing) if server_side else set()
+        relayed = [meta for meta in missing if meta.key not in copied]
+        verified = relay_objects(self._source, self._target, relayed, items, hook=self._hook)
+        if read_back:
+            verified = self._check_bytes(metas, items)
+        else:
+            # What an earlier try stored did not pass through this machine's memory now.
+            verified += self._check_bytes(resumed, items)
         self._check_lengths(metas)
         for key, memory in commits.items():
             self._commit(key, memory, befores[key])
+        self._retire_ranks(commits, there)
         return replace(
             report,
             relayed=len(relayed),
             server_side=len(copied),
             resumed=len(resumed),
-            verified_items=self._verified,
-            duration_s=time.monotonic() - began_s,
+            verified_items=verified,
         )
 
-    def _source_objects(self, contents: CheckpointContents) -> list[ObjectMeta]:
+    def _source_objects(self, contents: CheckpointContents, items: Mapping[str, Sequence[Shard]]) -> list[ObjectMeta]:
         if contents.damage:
-            raise _damaged(self._source, contents.damage[0].cause, contents.damage[0].key)
+            raise damaged_source(self._source, contents.damage[0].cause, contents.damage[0].key)
         listed = {meta.key: meta for meta in self._from.list()}
-        for entry in contents.objects:
-            if entry.key not in listed:
-                raise _damaged(self._source, "the object is missing", entry.key)
+        for key, shards in items.items():
+            # As data, it would be written before the commit, and be one.
+            if is_commit(split_key(key)[1]):
+                raise damaged_source(self._source, "the commit names a commit as its data", key)
+            if key not in listed:
+                raise damaged_source(self._source, "the object is missing", key)
+            needed_bytes = max(one.stored.offset + one.stored.size_bytes for one in shards if one.stored is not None)
+            if listed[key].size_bytes < needed_bytes:
+                cause = f"the object has {listed[key].size_bytes} bytes, its items need {needed_bytes}"
+                raise damaged_source(self._source, cause, key)
         return [listed[entry.key] for entry in contents.objects]
+
+    def _check_kinds(self, commits: Mapping[str, memoryview], there: Mapping[str, int]) -> None:
+        """Refuse to mix one commit of all ranks with commits of single ranks."""
+        others = sorted(key for key in there if is_commit(key) and key not in commits)
+        if METADATA_KEY in others or (others and not self._overwrite):
+            raise CheckpointExistsError(
+                "another checkpoint is committed at the target",
+                key=self._target.uri.locate(others[0]).root,
+                cause="one of the two was saved with collectives, or by more ranks than the other",
+                hint="choose another place, or remove it first: dcp-cloud rm",
+            )
+
+    def _retire_ranks(self, commits: Mapping[str, memoryview], there: Mapping[str, int]) -> None:
+        """Delete the commits of ranks that the copy has replaced and has none of its own for."""
+        if not any(is_commit(key) and key not in commits for key in there):
+            return
+        key, memory = max(commits.items(), key=lambda commit: rank_of_metadata_key(commit[0]) or 0)
+        rank = rank_of_metadata_key(key)
+        delete_rank_commits(
+            self._to, self._read_target, load_metadata(memory, key=key), from_rank=0 if rank is None else rank + 1
+        )
+
+    def _read_target(self, key: str) -> tuple[memoryview, str]:
+        return read_object(self._target.store, key, self._target.transfer)
 
     def _look(self, key: str, memory: memoryview) -> Before | None:
         """See what stands in the place of a commit; None if it is this very commit."""
         try:
-            found, etag = read_object(self._target.store, key, self._target.transfer)
+            found, etag = self._read_target(key)
         except NotFoundError:
             return Before(key=key, etag=None)
         if found == memory:
@@ -237,19 +296,22 @@ class _Copy:
                 hint="choose another place, or remove it first: dcp-cloud rm",
             )
 
-    def _copy_server_side(self, metas: Sequence[ObjectMeta]) -> list[ObjectMeta]:
-        """Let the provider copy; gives those that it did copy."""
+    def _copy_server_side(self, metas: Sequence[ObjectMeta]) -> set[str]:
+        """Let the provider copy; gives the keys of those that it did copy."""
         copy = copier_between(self._source.store, self._target.store)
-        copied: list[ObjectMeta] = []
+        copied: set[str] = set()
         if copy is None or not metas:
             return copied
-        retry = self._target.transfer.retry
-        with WorkerPool(self._target.transfer.max_concurrency, queue_limit=len(metas), name="dcp_cloud-copy") as pool:
-            retrier = Retrier(config=retry, hook=self._hook, cancelled=pool.cancelled)
+        transfer = self._target.transfer
+        with WorkerPool(transfer.max_concurrency, queue_limit=transfer.max_concurrency, name="dcp_cloud-copy") as pool:
+            retrier = Retrier(config=transfer.retry, hook=self._hook, cancelled=pool.cancelled)
 
             def one(meta: ObjectMeta) -> None:
-                if retrier.call(lambda: copy(meta.key, meta), verb="copy", key=meta.key):
-                    copied.append(meta)
+                def repeat(request: Callable[[], ResultT]) -> ResultT:
+                    return retrier.call(request, verb="copy", key=meta.key)
+
+                if copy(meta.key, meta, repeat):
+                    copied.add(meta.key)
                     self._hook(Progressed(phase="copy", size_bytes=meta.size_bytes, items=1))
 
             for meta in metas:
@@ -257,52 +319,21 @@ class _Copy:
             pool.join()
         return copied
 
-    def _relay(self, batch: Sequence[ObjectMeta], items: Mapping[str, Sequence[Shard]]) -> None:
-        """Send a batch of objects through this machine, and compare what went through with the recorded checksums."""
-        spans: dict[str, list[Span]] = {}
-        with Uploader(self._target.store, self._target.transfer, hook=self._hook, phase="copy") as uploader:
-            for meta in batch:
-                upload = uploader.begin(meta.key, expected_bytes=meta.size_bytes)
-                part_bytes = upload_part_bytes(
-                    meta.size_bytes,
-                    part_size_bytes=self._target.transfer.part_size_bytes,
-                    limits=self._target.store.limits,
-                )
-                cuts = [cut for shard in items.get(meta.key, ()) for cut in _recorded(shard)[:2]]
-                spans[meta.key] = []
-                for span in relay_spans(self._from, meta, part_bytes=part_bytes, cuts=cuts):
-                    spans[meta.key].append(span)
-                    upload.append(span)
-                upload.end()
-            uploader.finish()
-            # Within the block: if anything is wrong the batch is not kept.
-            for meta in batch:
-                self._compare(meta, spans[meta.key], items.get(meta.key, ()))
-
-    def _compare(self, meta: ObjectMeta, spans: Sequence[Span], shards: Iterable[Shard]) -> None:
-        starts = {
-            start: index for index, start in enumerate(itertools.accumulate((s.nbytes for s in spans), initial=0))
-        }
-        for shard in shards:
-            start, stop, crc32 = _recorded(shard)
-            if crc32 is None:
-                continue
-            if start not in starts or stop not in starts or crc32_of(spans[starts[start] : starts[stop]]) != crc32:
-                raise _damaged(self._source, f"the bytes of {shard.fqn!r} are not those that were saved", meta.key)
-            self._verified += 1
-
-    def _check_bytes(self, shards: Sequence[Shard]) -> None:
+    def _check_bytes(self, metas: Iterable[ObjectMeta], items: Mapping[str, Sequence[Shard]]) -> int:
+        """Read objects of the copy, and count the items that have their recorded checksums."""
         checker = ByteChecker(self._target.store, self._target.transfer, self._hook)
-        for verdict in checker.check(shards):
+        verified = 0
+        for verdict in checker.check([shard for meta in metas for shard in items.get(meta.key, ())]):
             if verdict.status not in ("verified", "unrecorded"):
                 key = verdict.shard.stored.key if verdict.shard.stored else ""
                 raise CorruptCheckpointError(
-                    "an object of the copy is damaged; nothing was committed",
+                    "an object of the copy is damaged",
                     key=self._target.uri.locate(key).root,
                     cause=f"{verdict.shard.fqn}: {verdict.cause}",
                     hint="delete that object and copy again",
                 )
-            self._verified += verdict.status == "verified"
+            verified += verdict.status == "verified"
+        return verified
 
     def _check_lengths(self, metas: Iterable[ObjectMeta]) -> None:
         there = {meta.key: meta.size_bytes for meta in self._to.list()}
@@ -319,51 +350,12 @@ class _Copy:
             return
         replaced = None
         if before.etag is not None:
-            replaced = load_replaced(lambda name: read_object(self._target.store, name, self._target.transfer), key)
+            replaced = load_replaced(self._read_target, key)
         commit(self._to, bytes(memory), before, overwrite=self._overwrite)
         logger.info("committed %s", self._target.uri.locate(key).root)
         if replaced is not None:
             delete_replaced(self._to, replaced, load_metadata(memory, key=key))
 
 
-def _recorded(shard: Shard) -> tuple[int, int, int | None]:
-    """Give start and stop of the bytes of an item whose checksum was recorded, and the checksum."""
-    stored = shard.stored
-    if stored is None:
-        return 0, 0, None
-    if stored.raw is not None:
-        return stored.raw.offset, stored.raw.offset + stored.raw.size_bytes, stored.raw.crc32
-    return stored.offset, stored.offset + stored.size_bytes, stored.crc32
-
-
-def _items_by_key(contents: CheckpointContents) -> dict[str, list[Shard]]:
-    items: dict[str, list[Shard]] = {}
-    for shard in contents.shards():
-        if shard.stored is not None:
-            items.setdefault(shard.stored.key, []).append(shard)
-    return items
-
-
-def _batches(metas: Iterable[ObjectMeta]) -> Iterator[list[ObjectMeta]]:
-    batch: list[ObjectMeta] = []
-    for meta in metas:
-        total = sum(one.size_bytes for one in batch) + meta.size_bytes
-        if batch and (total > _BATCH_BYTES or len(batch) == _BATCH_OBJECTS):
-            yield batch
-            batch = []
-        batch.append(meta)
-    if batch:
-        yield batch
-
-
 def _retrying(location: Location, hook: EventHook) -> RetryingStore:
     return RetryingStore(location.store, Retrier(config=location.transfer.retry, hook=hook))
-
-
-def _damaged(source: Location, cause: str, key: str) -> CorruptCheckpointError:
-    return CorruptCheckpointError(
-        "the checkpoint to copy is damaged; nothing was committed",
-        key=source.uri.locate(key).root,
-        cause=cause,
-        hint=f"see what else is wrong: dcp-cloud verify {source.uri.root}",
-    )

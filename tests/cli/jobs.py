@@ -35,3 +35,16 @@ def save_three_ways(directory: str) -> None:
     os.chdir(directory)
     dcp.save(state, storage_writer=dcp.FileSystemWriter("step-200"))
     dcp.save(state, storage_writer=CloudStorageWriter(f"file://{directory}/local-50"), use_collectives=False)
+
+
+def save_unevenly(uri: str) -> None:
+    """Save one object that is longer than 5 MiB, the shortest part of all stores, and a short one."""
+    mesh = init_device_mesh("cpu", (2,))
+    rows = torch.arange(1400 * 1024, dtype=torch.float32).reshape(1400, 1024)
+    state = {
+        # 1400 rows of 4 KiB on the first rank; on the second, little but a shard of this.
+        "long" if mesh.get_rank() == 0 else "short": rows if mesh.get_rank() == 0 else rows[:1].clone(),
+        "both": distribute_tensor(torch.randn(6, 1024), mesh, [Shard(0)]),
+        "epoch": 3,
+    }
+    dcp.save(state, storage_writer=CloudStorageWriter(uri))

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from itertools import product
 
@@ -14,21 +15,26 @@ import pytest
 
 from dcp_cloud.checkpoint.location import Location
 from dcp_cloud.checkpoint.verify import verify_checkpoint
+from dcp_cloud.config import RetryConfig, TransferConfig
 from dcp_cloud.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
     CommitConflictError,
     ConfigError,
     CorruptCheckpointError,
+    PermissionDeniedError,
     PreconditionError,
+    TransferCancelledError,
+    TransientError,
 )
+from dcp_cloud.stores import s3_copy
 from dcp_cloud.stores.memory import MemoryStore
 from dcp_cloud.stores.registry import open_store
 from dcp_cloud.stores.server_side import copier_between
 from dcp_cloud.testing import Fault, FaultyStore, SimulatedCrash
 from dcp_cloud.testing.wrappers.base import StoreWrapper
 from dcp_cloud.tools.copy import copy_checkpoint, copy_tree
-from tests.cli.jobs import save_three_ways
+from tests.cli.jobs import save_three_ways, save_unevenly
 from tests.support.ranks import run_ranks
 
 _STORES = ("memory", "file", "moto", "ceph", "fake-gcs", "azurite")
@@ -40,6 +46,18 @@ def files(tmp_path_factory):
     """Three checkpoints of two ranks: checkpoint to name to content."""
     directory = tmp_path_factory.mktemp("copied")
     run_ranks(2, save_three_ways, str(directory))
+    return _files(directory)
+
+
+@pytest.fixture(scope="session")
+def uneven(tmp_path_factory):
+    """A checkpoint of one object of two parts and one short object: what copies between all stores can do without."""
+    directory = tmp_path_factory.mktemp("uneven")
+    run_ranks(2, save_unevenly, f"file://{directory}/one")
+    return _files(directory)["one"]
+
+
+def _files(directory):
     return {
         checkpoint.name: {file.name: file.read_bytes() for file in checkpoint.iterdir()}
         for checkpoint in directory.iterdir()
@@ -68,6 +86,10 @@ def _location(uri, store=None):
     return Location(uri, transfer=None, store=store, config=None, schemes=None)
 
 
+def _once(request):
+    return request()
+
+
 def _put(location, contents):
     for name, content in contents.items():
         upload = location.store.create_multipart(name) if name.endswith(".distcp") else None
@@ -87,9 +109,9 @@ def _contents(location):
 
 
 @pytest.mark.parametrize(("source", "target"), list(product(_STORES, _STORES)))
-def test_a_copy_that_dies_is_resumed(at, files, source, target):
+def test_a_copy_that_dies_is_resumed(at, uneven, source, target):
     """Between any two stores: dead after a random request there is no checkpoint, run again there is the same one."""
-    origin = _put(at(source, "from"), files["step-100"])
+    origin = _put(at(source, "from"), uneven)
     goal = at(target, "to")
     nth = random.randrange(1, 8)
     dying = FaultyStore(goal.store, [Fault("crash", nth=nth, times=None)])
@@ -99,18 +121,18 @@ def test_a_copy_that_dies_is_resumed(at, files, source, target):
     except SimulatedCrash:
         assert ".metadata" not in _contents(goal)
     report = copy_checkpoint(origin, goal)
-    assert _contents(goal) == files["step-100"]
+    assert _contents(goal) == uneven
     assert report.was_there or report.relayed + report.server_side + report.resumed == 2
     assert verify_checkpoint(goal.store).ok
 
 
 @pytest.mark.parametrize("cloud", _CLOUDS)
-def test_a_provider_copies_within_itself(at, files, cloud):
+def test_a_provider_copies_within_itself(at, uneven, cloud):
     """Within one provider no byte passes here, and the bytes can be verified all the same."""
-    origin, goal = _put(at(cloud, "from"), files["step-100"]), at(cloud, "to")
+    origin, goal = _put(at(cloud, "from"), uneven), at(cloud, "to")
     report = copy_checkpoint(origin, goal, read_back=True)
     assert (report.server_side, report.relayed, report.verified_items) == (2, 0, report.items)
-    assert _contents(goal) == files["step-100"]
+    assert _contents(goal) == uneven
     # Told to, the bytes are read and sent instead.
     assert copy_checkpoint(origin, at(cloud, "again"), server_side=False).relayed == 2
 
@@ -132,14 +154,14 @@ def test_an_object_that_is_replaced_meanwhile_is_not_copied(at, cloud):
     copy = copier_between(origin.store, goal.store)
     assert copy is not None
     with pytest.raises(PreconditionError):
-        copy("a", listed)
+        copy("a", listed, _once)
     assert not _contents(goal)
-    assert copy("a", origin.store.head("a"))
+    assert copy("a", origin.store.head("a"), _once)
     assert _contents(goal) == {"a": b"two"}
 
 
 def test_what_passes_is_compared_with_its_checksums(at, files):
-    """A wrong byte of the source is found on its way: the tensor is named, and nothing is left at the target."""
+    """A wrong byte of the source is found on its way: the tensor is named, and the object is not left at the target."""
     damaged = dict(files["step-100"])
     name = next(name for name in damaged if name.startswith("__0_"))
     content = bytearray(damaged[name])
@@ -147,7 +169,7 @@ def test_what_passes_is_compared_with_its_checksums(at, files):
     damaged[name] = bytes(content)
     with pytest.raises(CorruptCheckpointError, match="embedding"):
         copy_checkpoint(_put(at("memory", "from"), damaged), at("memory", "to"))
-    assert not _contents(at("memory", "to"))
+    assert not {name, ".metadata"} & set(_contents(at("memory", "to")))
 
 
 def test_a_missing_object_is_found_before_anything_is_sent(at, files):
@@ -155,6 +177,17 @@ def test_a_missing_object_is_found_before_anything_is_sent(at, files):
     partial = {name: content for name, content in files["step-100"].items() if not name.startswith("__1_")}
     with pytest.raises(CorruptCheckpointError, match="missing"):
         copy_checkpoint(_put(at("memory", "from"), partial), at("memory", "to"))
+
+
+def test_an_object_that_is_too_short_is_found_before_anything_is_sent(at, files):
+    """A source of a writer without checksums is refused if an object ends before its items do."""
+    short = dict(files["step-200"])
+    name = next(name for name in short if name.startswith("__1_"))
+    short[name] = short[name][:-1000]
+    goal = at("memory", "to")
+    with pytest.raises(CorruptCheckpointError, match="its items need"):
+        copy_checkpoint(_put(at("memory", "from"), short), goal)
+    assert not _contents(goal)
 
 
 def test_what_an_earlier_try_stored_is_verified(at, files):
@@ -169,6 +202,119 @@ def test_what_an_earlier_try_stored_is_verified(at, files):
     with pytest.raises(CorruptCheckpointError, match="of the copy is damaged"):
         copy_checkpoint(origin, goal)
     assert ".metadata" not in _contents(goal)
+
+
+def test_what_is_there_is_there_whole(at, files):
+    """A commit without its objects is no copy: they are brought back; asked to, every byte is verified again."""
+    origin, goal = _put(at("memory", "from"), files["step-100"]), _put(at("memory", "to"), files["step-100"])
+    name = next(name for name in files["step-100"] if name.startswith("__0_"))
+    goal.store.delete([name])
+    report = copy_checkpoint(origin, goal)
+    assert (report.was_there, report.relayed, report.resumed) == (False, 1, 1)
+    assert _contents(goal) == files["step-100"]
+    assert copy_checkpoint(origin, goal).verified_items == 0
+    report = copy_checkpoint(origin, goal, read_back=True)
+    assert (report.was_there, report.verified_items) == (True, report.items)
+    goal.store.put(name, [memoryview(bytes(len(files["step-100"][name])))])
+    with pytest.raises(CorruptCheckpointError, match="of the copy is damaged"):
+        copy_checkpoint(origin, goal, read_back=True)
+
+
+def test_items_are_counted_once(at, files):
+    """Items that were compared on their way and read back are verified once each."""
+    report = copy_checkpoint(_put(at("memory", "from"), files["step-100"]), at("memory", "to"), read_back=True)
+    assert (report.relayed, report.verified_items) == (2, report.items)
+
+
+def test_a_failed_copy_takes_nothing_from_another(at, files):
+    """Two copies of one checkpoint to one place: when one fails, the other one's commit keeps its objects."""
+    origin, goal = _put(at("memory", "from"), files["step-100"]), at("memory", "to")
+
+    class Overtaken(StoreWrapper):
+        """Is overtaken by another copy that commits, after its first object, and refused then."""
+
+        def around(self, request, run):
+            if request.verb == "put" and request.key.startswith("__1_"):
+                copy_checkpoint(origin, goal)
+                raise PermissionDeniedError("no")
+            return run()
+
+    target = Location(goal.uri, transfer=goal.transfer, store=Overtaken(goal.store), config=None, schemes=None)
+    with pytest.raises(PermissionDeniedError):
+        copy_checkpoint(origin, target)
+    assert verify_checkpoint(goal.store).ok
+
+
+@pytest.mark.timeout(60)
+def test_a_failure_does_not_wait_for_the_source(at, files):
+    """When the target refuses, reading that is paused to be repeated is given up at once."""
+    paused = threading.Event()
+
+    class Busy(StoreWrapper):
+        """Asks to wait for an hour."""
+
+        def around(self, request, run):
+            if request.verb == "get_range" and request.key.startswith("__0_"):
+                paused.set()
+                raise TransientError("busy", retry_after_s=3600)
+            return run()
+
+    class Refusing(StoreWrapper):
+        """Takes no data, but says so only when the source is busy."""
+
+        def around(self, request, run):
+            if request.verb == "put" and request.key.startswith("__1_"):
+                assert paused.wait(30)
+                raise PermissionDeniedError("no")
+            return run()
+
+    origin, goal = _put(at("memory", "from"), files["step-100"]), at("memory", "to")
+    retry = RetryConfig(total_timeout_s=10_000)
+    ends = [
+        Location(end.uri, transfer=TransferConfig(retry=retry), store=store, config=None, schemes=None)
+        for end, store in ((origin, Busy(origin.store)), (goal, Refusing(goal.store)))
+    ]
+    with pytest.raises(PermissionDeniedError):
+        copy_checkpoint(*ends)
+
+
+@pytest.mark.parametrize("cloud", ["moto", "ceph"])
+def test_a_long_object_is_copied_part_by_part(at, uneven, cloud, monkeypatch):
+    """Beyond what one request copies, parts are: one that fails is repeated alone, and giving up leaves no upload."""
+    monkeypatch.setattr(s3_copy, "_MAX_COPY_BYTES", 5 * 2**20)
+    monkeypatch.setattr(s3_copy, "_PART_BYTES", 5 * 2**20)
+    name = max(uneven, key=lambda name: len(uneven[name]))
+    origin, goal = _put(at(cloud, "from"), {name: uneven[name]}), at(cloud, "to")
+    copy, meta = copier_between(origin.store, goal.store), origin.store.head(name)
+    requests = []
+
+    def repeat(request):
+        requests.append(request)
+        if len(requests) == 3:
+            raise TransferCancelledError("not wanted any more")
+        return request()
+
+    with pytest.raises(TransferCancelledError):
+        copy(name, meta, repeat)
+    assert not list(goal.store.list_multiparts())
+    assert not _contents(goal)
+    assert copy(name, meta, _once)
+    assert _contents(goal) == {name: uneven[name]}
+
+
+@pytest.mark.parametrize(("source", "target"), [("step-100", "local-50"), ("local-50", "step-100")])
+def test_commits_of_two_kinds_are_not_mixed(at, files, source, target):
+    """A commit of all ranks replaces those of single ranks on demand; the other way round it would hide them."""
+    origin, goal = _put(at("memory", "from"), files[source]), _put(at("memory", "to"), files[target])
+    with pytest.raises(CheckpointExistsError):
+        copy_checkpoint(origin, goal)
+    if target == "local-50":
+        copy_checkpoint(origin, goal, overwrite=True)
+        assert _contents(goal) == files[source]
+    else:
+        with pytest.raises(CheckpointExistsError, match="another checkpoint"):
+            copy_checkpoint(origin, goal, overwrite=True)
+        assert _contents(goal) == files[target]
 
 
 def test_another_checkpoint_is_replaced_only_on_demand(at, files):
@@ -228,6 +374,21 @@ def test_a_place_is_not_copied_onto_itself(at):
     """Source and target must differ."""
     with pytest.raises(ConfigError, match="same place"):
         copy_checkpoint(at("memory", "a"), at("memory", "a"))
+
+
+def test_a_tree_is_not_copied_into_itself(at):
+    """The next run would copy the copies."""
+    with pytest.raises(ConfigError, match="below it"):
+        copy_tree(at("memory", "run"), at("memory", "run/backup"))
+
+
+def test_one_name_on_two_servers_is_two_places(at, files):
+    """Moving to another server with a bucket of the same name is a copy like any other."""
+    uris = [f"s3://bucket/run?endpoint_url=http://127.0.0.1:{port}" for port in (1, 2)]
+    stores = [MemoryStore(uuid.uuid4().hex) for _ in uris]
+    ends = [_location(uri, store) for uri, store in zip(uris, stores, strict=True)]
+    copy_checkpoint(_put(ends[0], files["step-100"]), ends[1])
+    assert _contents(ends[1]) == files["step-100"]
 
 
 def test_memory_is_bounded(files):
