@@ -198,8 +198,8 @@ def _judge(error: BaseException) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def watched_budget(transfer: TransferConfig, *, min_part_bytes: int) -> Iterator[list[str]]:
     """Collect complaints of a budget that grants more than it has, and of bytes that are never given back.
 
-    More than the limit may be held by pieces that are longer than it: for each transfer one, and one open part, which
-    is as long as the store demands.
+    More than the limit may be held by pieces that are longer than it: for each transfer one, what was gathered before
+    it, and one open part, which is as long as the store demands.
     """
     part_bytes = max(transfer.part_size_bytes, min_part_bytes)
     complaints: list[str] = []
@@ -209,7 +209,7 @@ def watched_budget(transfer: TransferConfig, *, min_part_bytes: int) -> Iterator
     def watched(self: ByteBudget, account: Any, nbytes: int) -> None:
         grant(self, account, nbytes)
         longest["bytes"] = max(longest["bytes"], nbytes)
-        allowed = transfer.max_inflight_bytes + 2 * (part_bytes + longest["bytes"])
+        allowed = transfer.max_inflight_bytes + 2 * (part_bytes + 2 * longest["bytes"])
         if self.held_bytes > allowed:
             complaints.append(f"{self.held_bytes} bytes are held of {transfer.max_inflight_bytes}")
 

@@ -100,6 +100,8 @@ def draw_run(seed: int, stores: Collection[str] = STORES, kinds: Collection[str]
         struck = draw.choice(((0,), (1,), (0, 1)))
     is_large = store in SERVERS and draw.random() < 0.2
     transfer = _transfer(draw, is_shared=kind in ("zombie", "readers"))
+    if store in SERVERS:  # a request takes milliseconds there: not one for each 64 bytes
+        transfer = replace(transfer, part_size_bytes=max(transfer.part_size_bytes, 4096))
     if is_large:
         part_bytes = draw.choice((2**20, 5 * 2**20))
         transfer = replace(transfer, part_size_bytes=part_bytes, max_inflight_bytes=64 * 2**20)
