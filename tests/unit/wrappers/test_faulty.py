@@ -9,7 +9,7 @@ import pytest
 
 from dcp_cloud.errors import ConfigError, PermissionDeniedError, ThrottledError, TransientError
 from dcp_cloud.stores.memory import MemoryStore
-from dcp_cloud.testing.wrappers import Fault, FaultyStore, SimulatedCrash
+from dcp_cloud.testing.wrappers import Fault, FaultyStore, SimulatedCrash, Trouble, draw_faults
 
 DATA = memoryview(b"0123456789")
 
@@ -204,3 +204,54 @@ def test_faults_on_answers_match_only_requests_that_have_them() -> None:
     store.head("k")
     store.delete(["k"])
     assert store.strikes == ()
+
+
+@pytest.mark.parametrize(("kind", "length"), [("rot", 10), ("cut", 5)])
+def test_damage_at_rest_stays(kind: str, length: int) -> None:
+    """The write succeeds, and from then on the object is another one; the answer knows its version."""
+    store = faulty(Fault(kind, nth=2))  # type: ignore[arg-type]
+    store.put("whole", [DATA])
+    upload = store.create_multipart("k")
+    meta = upload.complete([upload.put_part(0, [DATA])])
+    assert store.get("whole", max_bytes=99).data == DATA
+    found = store.get("k", max_bytes=99)
+    assert (len(found.data), found.meta.etag, found.meta.size_bytes) == (length, meta.etag, length)
+    assert found.data != DATA
+
+
+def test_a_delay_only_waits() -> None:
+    """A delayed request is made; one that is lost besides waits first and fails then."""
+    store = faulty(Fault("delay", delay_s=0.001), Fault("fail", nth=3, delay_s=0.001))
+    store.put("a", [DATA])
+    store.put("b", [DATA])
+    with pytest.raises(TransientError):
+        store.put("c", [DATA])
+    assert [strike.fault.kind for strike in store.strikes] == ["delay", "fail"]
+
+
+def test_one_seed_draws_all_faults() -> None:
+    """The same seed gives the same faults, other seeds others; each group gives what it says; one line tells all."""
+    groups: list[Trouble] = ["passing", "lasting", "flips", "rot", "listings", "end"]
+    assert draw_faults(5, groups) == draw_faults(5, groups) != draw_faults(6, groups)
+    assert [fault.kind for fault in draw_faults(1, ["end"], end="kill")] == ["kill"]
+    assert {fault.kind for seed in range(40) for fault in draw_faults(seed, ["rot"])} == {"rot", "cut"}
+    assert draw_faults(1, []) == ()
+    line = repr(faulty(*draw_faults(5, groups), seed=5))
+    assert "seed=5" in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        (Fault("fail", verb="put_part", nth=3), "fail put_part #3"),
+        (
+            Fault("fail", verb="put", key="*.metadata", when="after", times=None, chance=0.5),
+            "fail after put *.metadata x∞ p=0.5",
+        ),
+        (Fault("delay", delay_s=0.25, times=2), "delay * #1 x2 0.25s"),
+    ],
+)
+def test_a_fault_says_in_a_line_what_it_does(fault: Fault, line: str) -> None:
+    """A failing run can be told in one line."""
+    assert str(fault) == line
