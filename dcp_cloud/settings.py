@@ -143,6 +143,8 @@ def _of_environment(fields: Mapping[str, str], section: str | None) -> Iterable[
     for variable, text in sorted(os.environ.items()):
         if not variable.startswith(prefix) or variable.startswith(others) or variable in _NOT_SETTINGS:
             continue
+        if not text:  # how a shell or a job's template leaves a variable out
+            continue
         option = variable.removeprefix(prefix).lower()
         if option not in fields:
             names = [f"{prefix}{name.upper()}" for name in fields]

@@ -121,7 +121,7 @@ class _Group(TyperGroup):
         except KeyboardInterrupt:
             _session(ctx).err.print("interrupted", style="red")
             raise typer.Exit(ExitCode.INTERRUPTED) from None
-        except (typer.Exit, typer.Abort):
+        except (typer.Exit, typer.Abort, BrokenPipeError):  # whoever read the output has left: `| head`
             raise
         except Exception as error:
             if hasattr(error, "exit_code"):  # wrong usage: the library prints it
@@ -206,8 +206,18 @@ def _root(
 ) -> None:
     """PyTorch Distributed Checkpoints on S3, Google Cloud Storage, Azure Blob and local disks.
 
-    See which checkpoints there are ([bold]ls[/]), what is in one ([bold]inspect[/]), whether every byte of it is still
-    what was saved ([bold]verify[/]); remove one ([bold]rm[/]) or what crashed saves left ([bold]sweep[/]); measure
-    a place ([bold]bench[/]); or watch it all work without a cloud ([bold]demo[/]).
+    Look: which checkpoints there are ([bold]ls[/]), what is in one ([bold]inspect[/]), whether every byte of it is
+    still what was saved ([bold]verify[/]), what differs between two ([bold]diff[/]).
+
+    Move: to another place ([bold]cp[/]) or into another form ([bold]convert[/]).
+
+    Tidy up: remove one ([bold]rm[/]), the steps that a policy does not keep ([bold]prune[/]), or what crashed saves
+    left ([bold]sweep[/]).
+
+    Set up: what is wrong with a place ([bold]doctor[/]), how fast it is ([bold]bench[/]), the settings in force
+    ([bold]config show[/]), stores to try things out ([bold]serve-emulators[/]), and all of it at work without a cloud
+    ([bold]demo[/]).
+
+    Shell completion: [bold]dcp-cloud --install-completion[/].
     """
     start(ctx, json=json, verbose=verbose)

@@ -13,6 +13,7 @@ from rich.text import Text
 from dcp_cloud.cli.session import JsonOption, VerboseOption, start
 from dcp_cloud.cli.text import safe, size
 from dcp_cloud.config import TransferConfig, option_fields
+from dcp_cloud.errors import redact
 from dcp_cloud.settings import Setting, gather_settings, merge_settings, settings_file
 from dcp_cloud.stores.registry import provider_section, provider_settings
 from dcp_cloud.uri import StoreURI
@@ -47,7 +48,7 @@ def config_show(
         table.add_column(column, overflow="fold")
     for row in rows:
         origin = Text(safe(row.setting.origin), "green") if row.setting else Text("default", "dim")
-        table.add_row(row.option, row.text(), origin)
+        table.add_row(row.option, Text(row.text()), origin)
     session.out.print(table)
     state = "switched off" if path is None else str(path) if path.exists() else f"{path} (there is none)"
     session.out.print(Text(f"\nSettings file: {safe(state)}", "dim"), soft_wrap=True)
@@ -72,10 +73,12 @@ class _Row:
             return str(self.value).lower()
         if self.name.endswith("_bytes"):
             return size(self.value)
-        return f"{self.value:g} s" if self.name.endswith("_s") else safe(str(self.value))
+        return f"{self.value:g} s" if self.name.endswith("_s") else safe(redact(str(self.value)))
 
     def document(self) -> dict[str, Any]:
-        return {"value": self.value, "from": self.setting.origin if self.setting else "default"}
+        value = redact(self.value) if isinstance(self.value, str) else self.value
+        value = dict(value) if isinstance(value, Mapping) else value
+        return {"value": value, "from": self.setting.origin if self.setting else "default"}
 
 
 def _rows(uri: StoreURI | None) -> Iterator[_Row]:

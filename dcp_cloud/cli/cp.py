@@ -77,11 +77,20 @@ def _show(session: Session, reports: Sequence[CopyReport]) -> None:
         rate = report.size_bytes / report.duration_s if report.duration_s else 0.0
         took = f"{size(report.size_bytes)} in {duration(report.duration_s)} ({size(rate)}/s)"
         session.out.print(f"  objects   {report.objects:,}, {took}{_ways(report)}")
-        session.out.print(f"  verified  {report.verified_items:,} of {count(report.items, 'item')} by checksum")
+        session.out.print(
+            f"  verified  {report.verified_items:,} of {count(report.items, 'item')} by checksum{_rest(report)}"
+        )
 
 
 def _verdict(report: CopyReport) -> tuple[str, str]:
     return ("was there already", "green") if report.was_there else ("copied", "bold green")
+
+
+def _rest(report: CopyReport) -> str:
+    """Say why some items were not verified."""
+    if report.verified_items == report.items:
+        return ""
+    return "; the provider copied, --read-back verifies" if report.server_side else "; its writer recorded no others"
 
 
 def _ways(report: CopyReport) -> str:

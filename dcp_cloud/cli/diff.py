@@ -91,9 +91,8 @@ def _show(session: Session, lines: Sequence[DiffLine], differing: Sequence[DiffL
         for column in ("Name", "Difference", "A", "B"):
             table.add_column(column, overflow="fold")
         for line in differing[:_SHOWN_LINES]:
-            table.add_row(
-                safe(line.fqn), _verdict(line), line.a.what if line.a else "–", line.b.what if line.b else "–"
-            )
+            sides = (Text(safe(side.what)) if side else Text("–") for side in (line.a, line.b))
+            table.add_row(Text(safe(line.fqn)), _verdict(line), *sides)
         out.print(table)
         if len(differing) > _SHOWN_LINES:
             out.print(f"… and {len(differing) - _SHOWN_LINES:,} more; --json lists them all")

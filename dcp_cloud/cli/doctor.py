@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -40,10 +41,11 @@ def doctor(
     if not session.json:
         session.out.print(Text(safe(location.uri.root), "bold"), soft_wrap=True)
     try:
-        for finding in examine(location, read_only=read_only):
-            findings.append(finding)
-            if not session.json:
-                _show(session, finding)
+        with closing(examine(location, read_only=read_only)) as examination:  # a Ctrl-C between two checks tidies up
+            for finding in examination:
+                findings.append(finding)
+                if not session.json:
+                    _show(session, finding)
     finally:
         location.store.close()
     failed = [finding for finding in findings if finding.status == "failed"]

@@ -100,7 +100,7 @@ def _explain(session: Session, running: Sequence[ObjectServer], bucket: str) -> 
         out.print(Text.assemble((server.name, "bold"), f"  {server.endpoint_url}"), soft_wrap=True)
         for name, value in server.environment.items():
             out.print(f"  export {name}={shlex.quote(value)}", soft_wrap=True, markup=False)
-        out.print(f"  dcp-cloud ls {shlex.quote(server.uri(bucket, 'run'))}\n", soft_wrap=True, markup=False)
+        out.print(f"  dcp-cloud doctor {shlex.quote(server.uri(bucket, 'run'))}\n", soft_wrap=True, markup=False)
     out.print("Ctrl-C ends them all; what they hold is gone then.")
 
 

@@ -55,6 +55,8 @@ def inspect(
     place of each shard.
     """
     session = start(ctx, json=json, verbose=verbose)
+    if events and html is None:
+        raise ConfigError("--events is for the page", hint="name the page, too: --html report.html")
     location = Location(uri, transfer=None, store=None, config=None, schemes=None)
     # It brings torch, which takes seconds.
     from dcp_cloud.checkpoint.contents import read_contents

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -38,6 +39,7 @@ class ProgressDisplay:
         self._console = console
         self._title = title
         self._clock = clock
+        self._lock = threading.Lock()
         self._total_bytes = 0
         self._done_bytes = 0
         self._next_line_s = 0.0
@@ -65,19 +67,23 @@ class ProgressDisplay:
 
     def __call__(self, event: TransferEvent) -> None:
         """Show an event; called from any thread."""
-        if isinstance(event, Planned) and event.size_bytes:
-            self._total_bytes += event.size_bytes
-            self._begin(event)
-        elif isinstance(event, Progressed):
-            self._done_bytes += event.size_bytes
-            self._move()
+        with self._lock:
+            if isinstance(event, Planned) and event.size_bytes:
+                self._total_bytes += event.size_bytes
+                self._begin(event)
+            elif isinstance(event, Progressed):
+                self._done_bytes += event.size_bytes
+                self._move()
 
     def _begin(self, event: Planned) -> None:
         if self._console.is_terminal:
-            self._task = self._bar.add_task(self._title, total=self._total_bytes)
+            if self._task is None:
+                self._task = self._bar.add_task(self._title)
+            self._bar.update(self._task, total=self._total_bytes)
             return
-        self._began_s = self._clock()
-        self._next_line_s = self._began_s + _LINE_EVERY_S
+        if self._total_bytes == event.size_bytes:  # the first plan
+            self._began_s = self._clock()
+            self._next_line_s = self._began_s + _LINE_EVERY_S
         verb = "move" if event.phase == "copy" else "read"
         self._line(f"{count(event.items, 'item')}, {size(event.size_bytes)} to {verb}")
 

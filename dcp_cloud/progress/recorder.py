@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import threading
 import time
@@ -15,9 +16,22 @@ from typing import Any
 from dcp_cloud.errors import ConfigError
 from dcp_cloud.transfer.events import PhaseDone, Planned, Progressed, RequestDone, Stalled, TransferEvent
 
+logger = logging.getLogger(__name__)
+
 _KINDS: Mapping[str, type[Any]] = MappingProxyType(
     {kind.__name__: kind for kind in (RequestDone, Planned, Progressed, PhaseDone, Stalled)}
 )
+_TYPES: Mapping[str, tuple[type, ...]] = MappingProxyType(
+    {
+        "int": (int,),
+        "float": (int, float),
+        "bool": (bool,),
+        "str": (str,),
+        "Phase": (str,),
+        "str | None": (str, type(None)),
+    }
+)
+_MAX_NUMBER = 2**62
 _MAX_FILE_BYTES = 256 * 1024**2
 
 
@@ -38,6 +52,8 @@ class Recorded:
 
 class EventRecorder:
     """Keeps events, and writes them to a file, one JSON document a line, whenever a phase ends.
+
+    A file that cannot be written is a warning in the log: a recording must not end a save.
 
     Args:
         path: The file; ``{rank}`` and ``{pid}`` in it are filled in. None: only kept, see ``events``.
@@ -70,7 +86,10 @@ class EventRecorder:
             lane = self._lanes.setdefault(threading.get_ident(), len(self._lanes))
             self._events.append(Recorded(at_s=self._clock() - self._began_s, lane=lane, event=event))
             if isinstance(event, PhaseDone) and self._path is not None:
-                self._write(self._path)
+                try:
+                    self._write(self._path)
+                except OSError as error:
+                    logger.warning("cannot write the recorded events to %s: %s", self._path, error)
 
     def _write(self, path: str) -> None:
         path = path.replace("{rank}", os.environ.get("RANK", "0")).replace("{pid}", str(os.getpid()))
@@ -99,7 +118,7 @@ def read_events(path: str | os.PathLike[str]) -> list[Recorded]:
             raise ConfigError(f"{os.fspath(path)} is too long", hint=f"up to {_MAX_FILE_BYTES} bytes are read")
         with open(path, encoding="utf-8") as file:
             return [_read(line) for line in file]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(
@@ -110,4 +129,11 @@ def read_events(path: str | os.PathLike[str]) -> list[Recorded]:
 def _read(line: str) -> Recorded:
     fields = json.loads(line)
     at_s, lane, kind = float(fields.pop("at_s")), int(fields.pop("lane")), _KINDS[fields.pop("kind")]
+    for field in dataclasses.fields(kind):
+        value: object = fields.get(field.name, field.default)
+        is_possible = not isinstance(value, (int, float)) or abs(value) <= _MAX_NUMBER
+        if not isinstance(value, _TYPES[str(field.type)]) or not is_possible:
+            raise TypeError(f"{field.name} of a {kind.__name__} is {str(value)[:50]!r}")
+    if not abs(at_s) <= _MAX_NUMBER:
+        raise ValueError(f"an event at {at_s} s")
     return Recorded(at_s=at_s, lane=lane, event=kind(**fields))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from statistics import median
@@ -29,7 +30,9 @@ from dcp_cloud.errors import (
     UnauthenticatedError,
 )
 from dcp_cloud.format.layout import data_key
+from dcp_cloud.settings import gather_settings
 from dcp_cloud.stores.base import IfAbsent, IfMatch, MultipartUpload, ObjectMeta, StoreLimits
+from dcp_cloud.stores.registry import provider_section, provider_settings
 from dcp_cloud.tools.permissions import permission_for
 from dcp_cloud.transfer.events import EventHook, ignore_event
 from dcp_cloud.transfer.ranges import upload_part_bytes
@@ -67,7 +70,9 @@ class Finding:
     fix: str = ""
 
 
-def examine(location: Location, *, read_only: bool = False, hook: EventHook = ignore_event) -> Iterator[Finding]:
+def examine(
+    location: Location, *, read_only: bool = False, hook: EventHook = ignore_event
+) -> Generator[Finding, None, None]:
     """Try at a place all that checkpoints need.
 
     Args:
@@ -76,7 +81,8 @@ def examine(location: Location, *, read_only: bool = False, hook: EventHook = ig
         hook: Told of requests.
 
     Yields:
-        A finding for each check, as it is made. Nothing is raised for what is wrong with the place.
+        A finding for each check, as it is made. Nothing is raised for what is wrong with the place. Closing the
+        generator deletes what the examination has written.
     """
     return _Examination(location, hook).run(read_only=read_only)
 
@@ -91,7 +97,7 @@ class _Examination:
         self._directory = f"doctor-{uuid.uuid4().hex[:12]}"
         self._error: DcpCloudError | None = None
 
-    def run(self, *, read_only: bool) -> Iterator[Finding]:
+    def run(self, *, read_only: bool) -> Generator[Finding, None, None]:
         reached = self._reach()
         yield reached
         if reached.status == "failed":
@@ -160,7 +166,7 @@ class _Examination:
             )
         else:
             yield Finding(check=check, needed_for=needed, status="ok", detail=_extent(part_bytes, limits))
-        endpoint = self._location.uri.options.get("endpoint_url", self._location.uri.endpoint or "")
+        endpoint = self._endpoint()
         if endpoint.startswith("http://") and not endpoint.startswith(
             ("http://127.", "http://localhost", "http://[::1]")
         ):
@@ -171,6 +177,16 @@ class _Examination:
                 detail="the endpoint is plain http: whoever is on the way can read and change the bytes",
                 fix="use an https endpoint",
             )
+
+    def _endpoint(self) -> str:
+        """Give the endpoint that somebody has set, wherever; nothing if it is the provider's own."""
+        uri = self._location.uri
+        kind = provider_settings(uri)
+        if kind is None:
+            return ""
+        found = gather_settings(kind, uri.options, section=provider_section(uri))
+        named = next((found[name].text for name in ("endpoint_url", "account_url") if name in found), "")
+        return named or uri.endpoint or ""
 
     def _list(self) -> str:
         for _ in self._location.store.list(self._directory):
@@ -212,7 +228,7 @@ class _Examination:
             parts = [upload.put_part(0, [part], crc32=crc32(part)), upload.put_part(1, [memoryview(_BYTES)])]
             made = upload.complete(parts)
         except BaseException:
-            upload.abort()
+            _try_to_abort(upload)
             raise
         tail = memoryview(bytearray(len(_BYTES)))
         self._store.get_range(self._key(1), part.nbytes, [tail])
@@ -222,9 +238,13 @@ class _Examination:
 
     def _find_uploads(self) -> str:
         upload = self._store.create_multipart(self._key(2))
-        # Azure knows an upload when it has a block.
-        upload.put_part(0, [memoryview(_BYTES)])
-        found = [one.key for one in self._store.list_multiparts(self._directory)]
+        try:
+            # Azure knows an upload when it has a block.
+            upload.put_part(0, [memoryview(_BYTES)])
+            found = [one.key for one in self._store.list_multiparts(self._directory)]
+        except BaseException:  # whoever may not list uploads will not find this one again
+            _try_to_abort(upload)
+            raise
         upload.abort()
         if self._key(2) not in found:
             return "the store lists none; let a lifecycle rule of the bucket drop them"
@@ -299,6 +319,12 @@ class _Examination:
 
     def _key(self, number: int) -> str:
         return f"{self._directory}/{data_key(0, number, '0' * 32)}"
+
+
+def _try_to_abort(upload: MultipartUpload) -> None:
+    """Abort an upload of which something else is to be told."""
+    with suppress(DcpCloudError):
+        upload.abort()
 
 
 def _extent(part_bytes: int, limits: StoreLimits) -> str:

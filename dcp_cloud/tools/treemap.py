@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 _MIN_SIDE, _MIN_AREA = 24.0, 2500.0
 _PADDING, _HEADER = 2.0, 15.0
 _MAX_DEPTH = 5
+# Below this, pixels, a part is not drawn by itself but with its like.
+_MIN_TILE_AREA = 4.0
+# Segments of a name that can make a level; a forged name could have millions.
+_MAX_SEGMENTS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +94,13 @@ def squarify(sizes: Sequence[float], x: float, y: float, width: float, height: f
     while start < len(areas):
         side = min(width, height)
         stop = start + 1
-        while stop < len(areas) and _worst(areas[start : stop + 1], side) <= _worst(areas[start:stop], side):
-            stop += 1
+        total = least = most = areas[start]
+        while stop < len(areas):
+            area = areas[stop]
+            wider = total + area, min(least, area), max(most, area)
+            if _worst(*wider, side) > _worst(total, least, most, side):
+                break
+            (total, least, most), stop = wider, stop + 1
         row = areas[start:stop]
         thickness = sum(row) / side if side else 0.0
         offset = 0.0
@@ -106,17 +115,16 @@ def squarify(sizes: Sequence[float], x: float, y: float, width: float, height: f
         start = stop
 
 
-def _worst(row: Sequence[float], side: float) -> float:
-    """Give the largest ratio of two sides in a row."""
-    total = sum(row)
-    if not total or not side:
+def _worst(total: float, least: float, most: float, side: float) -> float:
+    """Give the largest ratio of two sides in a row of areas."""
+    if not total or not side or not least:
         return float("inf")
-    return max(side * side * max(row) / total**2, total**2 / (side * side * min(row)))
+    return max(side * side * most / total**2, total**2 / (side * side * least))
 
 
 def _insert(root: _Node, name: str, size: float) -> None:
     node, path = root, ""
-    for segment in name.split("."):
+    for segment in name.split(".", _MAX_SEGMENTS - 1):
         path = f"{path}.{segment}" if path else segment
         node.size += size
         node.leaves += 1
@@ -127,7 +135,7 @@ def _insert(root: _Node, name: str, size: float) -> None:
 
 def _place(node: _Node, box: tuple[float, ...], *, depth: int, family: int | None, add: Callable[[Tile], None]) -> None:
     x, y, width, height = box
-    children = sorted(node.children.values(), key=lambda child: (-child.size, child.name))
+    children = _visible(node, width * height)
     boxes = squarify([child.size for child in children], x, y, width, height)
     for number, (child, (left, top, wide, high)) in enumerate(zip(children, boxes, strict=True)):
         child = _skip_single(child)  # noqa: PLW2901 - a chain of one is shown as one
@@ -153,6 +161,20 @@ def _place(node: _Node, box: tuple[float, ...], *, depth: int, family: int | Non
         if is_divided:
             inner = (left + _PADDING, top + _HEADER, wide - 2 * _PADDING, high - _HEADER - _PADDING)
             _place(child, inner, depth=depth + 1, family=own, add=add)
+
+
+def _visible(node: _Node, area: float) -> list[_Node]:
+    """Give what is in a node, the largest first; what is too small to be seen is put together."""
+    least = _MIN_TILE_AREA * node.size / area if area > 0 else 0.0
+    small = [child for child in node.children.values() if child.size < least]
+    children = [child for child in node.children.values() if child.size >= least] if len(small) > 1 else None
+    if children is None:
+        children = list(node.children.values())
+    else:
+        label = f"… {len(small):,} more"
+        name = f"{node.name}.{label}" if node.name else label
+        children.append(_Node(name, label, sum(one.size for one in small), sum(one.leaves for one in small)))
+    return sorted(children, key=lambda child: (-child.size, child.name))
 
 
 def _skip_single(node: _Node) -> _Node:

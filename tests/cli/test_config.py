@@ -33,3 +33,17 @@ def test_a_misspelt_variable_ends_with_two(run, monkeypatch):
     ran = run("config", "show")
     assert (ran.code, ran.out) == (2, "")
     assert "DCP_CLOUD_MAX_CONCURRENCY" in ran.err
+
+
+def test_values_are_no_markup_and_no_secrets(run, monkeypatch):
+    """What a setting holds is shown as it is, but for a password in a URL; every provider's settings are JSON."""
+    monkeypatch.setenv("DCP_CLOUD_GCS_ENDPOINT_URL", "http://me:hidden@storage:4443")
+    ran = run("config", "show", "gs://bucket/run?storage_class=[/]")
+    assert ran.code == 0
+    assert "[/]" in ran.out
+    assert "storage:4443" in ran.out
+    assert "hidden" not in ran.out
+    for uri in ("s3://bucket/run", "gs://bucket/run", "az://container/run?account=a", "file:///tmp/x"):
+        document = run("config", "show", uri, "--json").out
+        assert json.loads(document)["schema"] == "dcp-cloud/config"
+        assert "hidden" not in document

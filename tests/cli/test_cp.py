@@ -32,7 +32,8 @@ def test_a_damaged_source_ends_with_one(bucket, run):
     ran = run("cp", "memory://bucket/run/step-100", "memory://bucket/copy")
     assert (ran.code, ran.out) == (1, "")
     assert "not those that were saved" in ran.err
-    assert run("ls", "memory://bucket/copy").code == 3
+    (left,) = json.loads(run("ls", "memory://bucket/copy", "--json").out)["checkpoints"]
+    assert left["state"] == "incomplete"
 
 
 def test_another_checkpoint_is_not_replaced_unasked(bucket, run):
@@ -40,3 +41,12 @@ def test_another_checkpoint_is_not_replaced_unasked(bucket, run):
     ran = run("cp", "memory://bucket/run/step-100", "memory://bucket/run/step-200")
     assert ran.code == 1
     assert "--overwrite" in ran.err
+
+
+def test_where_there_is_no_commit_there_is_nothing_to_copy(bucket, run):
+    """Other layouts, and what never committed, end with 3 and the reason; nothing is written."""
+    bucket.put("hf/model.safetensors", [memoryview(b"x")])
+    ran = run("cp", "memory://bucket/hf", "memory://bucket/copy")
+    assert (ran.code, ran.out) == (3, "")
+    assert "no checkpoint" in ran.err
+    assert not list(bucket.list("copy"))

@@ -81,6 +81,7 @@ def test_values_of_any_dtype(bucket, run):
         "complex": torch.tensor([1 + 2j]),
         "fp8": torch.tensor([1.0, 2.0]).to(torch.float8_e4m3fn),
         "nan": torch.tensor([float("nan")]),
+        "infinite": torch.tensor([float("nan"), 1.0]),
         "none": torch.empty(0, 3),
         "step": 1,
     }
@@ -89,6 +90,7 @@ def test_values_of_any_dtype(bucket, run):
         name: value if name in ("nan", "none") else (value + 1 if name == "step" else value.clone())
         for name, value in state.items()
     }
+    changed["infinite"][1] = float("inf")
     changed["bool"][0] = False
     changed["complex"][0] = 1 + 3j
     changed["fp8"][1] = 4.0
@@ -99,5 +101,27 @@ def test_values_of_any_dtype(bucket, run):
         "bool": (1, 1.0),
         "complex": (1, 1.0),
         "fp8": (1, 2.0),
+        "infinite": (1, None),
         "step": (None, None),
     }
+
+
+def test_long_tensors_are_compared_in_pieces(bucket, run, monkeypatch):
+    """A difference anywhere in a tensor is counted, whatever the length of the pieces."""
+    monkeypatch.setattr("dcp_cloud.tools.diff._STEP_ELEMENTS", 7)
+    values = torch.arange(100.0)
+    _save("memory://bucket/a", {"w": values})
+    changed = values.clone()
+    changed[[0, 6, 7, 99]] += torch.tensor([1.0, 2.0, 3.0, 4.0])
+    _save("memory://bucket/b", {"w": changed})
+    document = json.loads(run("diff", "memory://bucket/a", "memory://bucket/b", "--values", "--json").out)
+    assert [(line["changed"], line["max_abs"]) for line in document["differences"]] == [(4, 4.0)]
+
+
+def test_names_are_no_markup(bucket, run):
+    """A name that looks like markup, or that moves the cursor, is shown as what it is."""
+    _save("memory://bucket/a", {"w": torch.ones(1)})
+    _save("memory://bucket/b", {"w": torch.ones(1), "[/] [red]x\x1b[2J": torch.ones(1)})
+    ran = run("diff", "memory://bucket/a", "memory://bucket/b")
+    assert ran.code == 1
+    assert "[/] [red]x\\x1b[2J" in ran.out

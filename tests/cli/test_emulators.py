@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 from dcp_cloud.stores.registry import open_store
+from tests.cli.conftest import compare_golden
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -52,3 +54,21 @@ def test_a_server_that_is_not_installed_says_how_to_install_it(run, monkeypatch)
     ran = run("serve-emulators", "azurite")
     assert (ran.code, ran.out) == (2, "")
     assert "npm install" in ran.err
+
+
+def test_what_people_read():
+    """For each server: where it is, the variables to set, and a command to begin with."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "dcp_cloud.cli", "serve-emulators", "moto"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"COLUMNS": "100"},
+    ) as process:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("Ctrl-C"):
+                break
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+    compare_golden("serve-emulators.txt", re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:4566", "".join(lines)))

@@ -67,3 +67,17 @@ def test_output_of_errors(bucket, run):
         assert ran.out == ""
         text += f"$ dcp-cloud {' '.join(command)}\n{ran.err}[exit code {ran.code}]\n\n"
     compare_golden("errors.txt", text)
+
+
+def test_output_of_a_conversion(bucket, run):
+    """What became of what, and how much of it."""
+    ran = run("convert", "memory://bucket/run/step-100", "memory://bucket/model.pt")
+    assert ran.code == 0, ran
+    compare_golden("convert.txt", ran.out)
+
+
+def test_output_of_a_copied_tree(bucket, run):
+    """A line for each checkpoint, in the order of steps."""
+    ran = run("cp", "-r", "memory://bucket/run", "memory://bucket/copy")
+    assert ran.code == 0, ran
+    compare_golden("cp-tree.txt", ran.out)

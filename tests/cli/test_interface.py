@@ -23,6 +23,13 @@ def test_help_teaches_by_example(run, command):
         assert " ".join(example.split()) in " ".join(ran.out.split())
 
 
+def test_the_help_names_every_command(run):
+    """Before the list of commands, the help says what each of them is for."""
+    text = " ".join(run("--help").out.partition("Options")[0].partition("COMMAND")[2].split())
+    for command in _COMMANDS:
+        assert f"({command}" in text or f" {command})" in text, command
+
+
 def test_the_help_explains_every_exit_code(run):
     """Scripts rely on exit codes, so the help lists them all."""
     out = run("--help").out

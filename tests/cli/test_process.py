@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from dcp_cloud.cli.app import _COMMANDS
+
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -38,6 +40,83 @@ def test_ls_and_verify_of_files(folder, run_process):
     assert verified.code == 0
     assert ": intact\n" in verified.out
     assert verified.err == "verify: 14 items, 16.2 MiB to read\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "args"),
+    [
+        ("inspect", 0, ("inspect", "{folder}/step-100")),
+        ("diff", 1, ("diff", "{folder}/step-100", "{folder}/step-200")),
+        ("cp", 0, ("cp", "{folder}/step-100", "{folder}/copy/step-100")),
+        ("convert", 0, ("convert", "{folder}/step-100", "{folder}/model.pt")),
+        ("rm", 0, ("rm", "{folder}/step-100", "--yes")),
+        ("prune", 0, ("prune", "{folder}", "--keep-last", "1", "--yes")),
+        ("sweep", 0, ("sweep", "{folder}", "--dry-run")),
+        ("doctor", 0, ("doctor", "{folder}")),
+        ("config", 0, ("config", "show")),
+        ("bench", 0, ("bench", "{folder}/scratch", "--quick", "--size", "1MiB")),
+    ],
+)
+def test_every_other_command_in_a_process_of_its_own(folder, run_process, kind, code, args):
+    """Standard output is one JSON document, whatever else is told on standard error."""
+    ran = run_process(*(arg.format(folder=folder) for arg in args), "--json")
+    assert ran.code == code, ran.err
+    assert json.loads(ran.out)["schema"] == f"dcp-cloud/{kind}"
+
+
+def test_no_command_is_left_out():
+    """Each command has a test that starts it in a process: here, or where its servers are."""
+    elsewhere = {"serve-emulators": "test_emulators.py", "demo": "../demo/test_demo.py"}
+    here = Path(__file__).read_text(encoding="utf-8")
+    for command in _COMMANDS:
+        name, _, _ = command.partition(" ")
+        assert (f'("{name}", ' in here) or f'run_process("{name}"' in here or command in elsewhere, command
+    for command, file in elsewhere.items():
+        assert f'"{command}"' in (Path(__file__).parent / file).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands(shell):
+    """The script for each shell asks for completions, and these are the commands that begin so."""
+    env = os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    command = [sys.executable, "-c", "import sys; from dcp_cloud.cli import main; sys.argv[0] = 'dcp-cloud'; main()"]
+    script = subprocess.run([*command, "--show-completion", shell], capture_output=True, text=True, env=env, check=True)
+    assert "_DCP_CLOUD_COMPLETE" in script.stdout
+    asked = {
+        "bash": {"COMP_WORDS": "dcp-cloud in", "COMP_CWORD": "1"},
+        "zsh": {"_TYPER_COMPLETE_ARGS": "dcp-cloud in"},
+        "fish": {"_TYPER_COMPLETE_ARGS": "dcp-cloud in", "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+    }
+    found = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=env | asked[shell] | {"_DCP_CLOUD_COMPLETE": f"complete_{shell}"},
+        check=False,
+    )
+    assert "inspect" in found.stdout
+    assert "verify" not in found.stdout
+
+
+def test_a_reader_that_leaves_is_no_defect(folder):
+    """``dcp-cloud … | head``: output that nobody reads any more ends the command without a traceback."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "dcp_cloud.cli", "ls", str(folder), "--json"],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=_ROOT,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert done.returncode not in (0, 70)
+    assert "defect" not in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_damage_ends_with_one(folder, run_process):

@@ -56,3 +56,15 @@ def test_nothing_to_read_shows_nothing():
     with ProgressDisplay(Console(file=stream), "verify") as progress:
         progress(Planned(phase="verify", size_bytes=0, items=0))
     assert stream.getvalue() == ""
+
+
+def test_several_plans_are_one_bar():
+    """What is planned later, the next checkpoint or the check of a copy, makes the one bar longer."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=100, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
+    with ProgressDisplay(console, "cp") as progress:
+        for _ in range(2):
+            progress(Planned(phase="copy", size_bytes=50 * MIB, items=1))
+            progress(Progressed(phase="copy", size_bytes=50 * MIB))
+        (task,) = progress._bar.tasks
+        assert (task.completed, task.total) == (100 * MIB, 100 * MIB)

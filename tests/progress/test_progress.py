@@ -211,3 +211,10 @@ def test_hooks_travel_to_another_process(hook):
         hook(RequestDone(verb="put", key="k", size_bytes=1, duration_s=0.1))
     copy = pickle.loads(pickle.dumps(combine(hook, Meter())))
     assert [type(one) for one in copy.hooks] == [type(hook), Meter]
+
+
+def test_a_recording_that_cannot_be_written_does_not_end_a_save(uri, tmp_path, caplog):
+    """A full disk or a wrong path is a warning; the checkpoint is committed."""
+    _save(uri, EventRecorder(tmp_path / "missing" / "events.jsonl"))
+    assert "cannot write the recorded events" in caplog.text
+    _load(uri, Meter())

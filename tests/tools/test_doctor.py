@@ -7,10 +7,12 @@ import re
 import uuid
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from typing import Any, ClassVar
 
 import pytest
 
 from dcp_cloud.checkpoint.location import Location
+from dcp_cloud.errors import NotFoundError, PermissionDeniedError
 from dcp_cloud.stores.memory import MemoryStore
 from dcp_cloud.stores.registry import open_store
 from dcp_cloud.testing import FaultProxy, NetworkFault
@@ -179,3 +181,32 @@ def test_what_people_and_scripts_read(run):
         assert finding["check"] in text
     compare_golden("doctor.txt", re.sub(r"\d+ ms", "1 ms", re.sub(r"\d+ at most", "1 at most", text)))
     assert list(open_store(uri).list()) == []
+
+
+class _Unlistable(MemoryStore):
+    """A server on which uploads may be begun but not listed."""
+
+    begun: ClassVar[list[Any]] = []
+
+    def create_multipart(self, key):
+        self.begun.append(super().create_multipart(key))
+        return self.begun[-1]
+
+    def list_multiparts(self, prefix=""):
+        raise PermissionDeniedError("no")
+
+
+def test_no_upload_is_left_where_none_can_be_listed():
+    """An upload that no listing would find again is aborted by the check that began it."""
+    store = _Unlistable(uuid.uuid4().hex)
+    findings = {one.check: one.status for one in examine(_location("memory://x/r", store))}
+    assert findings["find unfinished uploads"] == "failed"
+    with pytest.raises(NotFoundError):
+        store.begun[-1].put_part(0, [memoryview(b"x")])
+
+
+def test_an_endpoint_from_the_environment_counts(monkeypatch):
+    """Plain http is told wherever the endpoint was set."""
+    monkeypatch.setenv("DCP_CLOUD_S3_ENDPOINT_URL", "http://storage.example:9000")
+    findings = examine(_location("s3://bucket/r", MemoryStore(uuid.uuid4().hex)), read_only=True)
+    assert [one.check for one in findings if one.status == "warning"] == ["encryption on the way"]

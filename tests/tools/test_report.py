@@ -126,3 +126,38 @@ def test_a_file_without_events_is_refused(recording, run, tmp_path):
     ran = run("inspect", uri, "--html", str(tmp_path / "page"), "--events", str(tmp_path / "other"))
     assert ran.code == 2
     assert "EventRecorder" in ran.err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"at_s": 1, "lane": 0, "kind": "Progressed", "phase": "save", "size_bytes": "x"}',
+        '{"at_s": 1e999, "lane": 0, "kind": "Progressed", "phase": "save", "size_bytes": 1}',
+        '{"at_s": 1, "lane": 0, "kind": "Progressed", "phase": "save", "size_bytes": 1e999}',
+        '{"at_s": 1, "lane": 1e999, "kind": "Progressed", "phase": "save", "size_bytes": 1}',
+        '{"at_s": 1, "lane": 0, "kind": "Progressed", "phase": "save"}',
+        '"text"',
+    ],
+)
+def test_damaged_events_are_refused(recording, run, tmp_path, line):
+    """A line that no recorder wrote is wrong use, not a defect."""
+    (tmp_path / "other").write_text(line)
+    ran = run("inspect", recording[0], "--html", str(tmp_path / "page"), "--events", str(tmp_path / "other"))
+    assert ran.code == 2
+    assert "EventRecorder" in ran.err
+
+
+def test_events_without_a_page_are_refused(recording, run):
+    """--events does nothing without --html, and says so."""
+    ran = run("inspect", recording[0], "--events", str(recording[1]))
+    assert ran.code == 2
+    assert "--html" in ran.err
+
+
+def test_many_and_deep_names_make_a_small_map():
+    """Names by the hundred thousand, or of as many segments, take neither minutes nor a page of megabytes."""
+    tiles = make_treemap([(f"w{number}", 1 + number % 7) for number in range(300_000)], width=1160, height=560)
+    assert len(tiles) < 200_000
+    assert sum(tile.leaves for tile in tiles) == 300_000
+    (first,) = make_treemap([(".".join("x" * 100_000), 1)], width=1160, height=560)[:1]
+    assert first.leaves == 1

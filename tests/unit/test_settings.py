@@ -124,3 +124,10 @@ def test_which_file(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert settings_file() == tmp_path / "dcp-cloud" / "config.toml"
     assert merge_settings(None, TransferConfig, {}) == TransferConfig()
+
+
+def test_an_empty_variable_sets_nothing(file, monkeypatch):
+    """What a template of a job leaves empty is not set: the file holds."""
+    file.write_text('[default]\npart_size = "8MiB"')
+    monkeypatch.setenv("DCP_CLOUD_PART_SIZE", "")
+    assert merge_settings(None, TransferConfig, {}).part_size_bytes == 8 * 2**20
