@@ -3,7 +3,8 @@
 Whoever says something first, in this order, is believed: an argument, the URI's options, the environment, the file, and
 last the default, which for most of a provider's settings is the SDK's own chain.
 
-* ``DCP_CLOUD_PART_SIZE=32MiB`` sets an option for every store, ``DCP_CLOUD_S3_REGION=eu-west-1`` one of S3's.
+* ``DCP_CLOUD_PART_SIZE=32MiB`` sets an option for every store, ``DCP_CLOUD_S3_REGION=eu-west-1`` one of S3's. An empty
+  variable sets nothing.
 * The file is ``DCP_CLOUD_CONFIG``, else ``$XDG_CONFIG_HOME/dcp-cloud/config.toml`` (``~/.config/…``). Its tables are
   profiles, of which ``DCP_CLOUD_PROFILE`` names the one to use; without it that is ``default``::
 

@@ -104,7 +104,7 @@ def copy_checkpoint(
         What was done.
 
     Raises:
-        ConfigError: Source and target are the same place.
+        ConfigError: Source and target are the same place, or an object is longer than the target allows.
         CheckpointNotFoundError: There is no checkpoint at the source.
         CorruptCheckpointError: The source is damaged; nothing was committed.
         CheckpointExistsError: Another checkpoint is at the target, or its objects have the names of these.
@@ -198,6 +198,7 @@ class _Copy:
             size_bytes=sum(meta.size_bytes for meta in metas),
             items=sum(1 for _ in contents.shards()),
         )
+        self._check_limits(metas)
         befores = {key: self._look(key, memory) for key, memory in commits.items()}
         there = {meta.key: meta.size_bytes for meta in self._to.list()}
         self._check_kinds(commits, there)
@@ -244,6 +245,17 @@ class _Copy:
                 cause = f"the object has {listed[key].size_bytes} bytes, its items need {needed_bytes}"
                 raise damaged_source(self._source, cause, key)
         return [listed[entry.key] for entry in contents.objects]
+
+    def _check_limits(self, metas: Iterable[ObjectMeta]) -> None:
+        """Refuse before terabytes are sent what the target cannot hold."""
+        most = self._to.limits.max_object_bytes
+        for meta in metas:
+            if meta.size_bytes > most:
+                raise ConfigError(
+                    f"an object of {meta.size_bytes} bytes is too long for the target, which takes {most}",
+                    key=self._source.uri.locate(meta.key).root,
+                    hint="load it and save it there: a save begins another object in time",
+                )
 
     def _check_kinds(self, commits: Mapping[str, memoryview], there: Mapping[str, int]) -> None:
         """Refuse to mix one commit of all ranks with commits of single ranks."""

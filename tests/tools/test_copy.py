@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 import uuid
+from datetime import datetime, timedelta, timezone
 from itertools import product
 
 import pytest
 
 from dcp_cloud.checkpoint.location import Location
+from dcp_cloud.checkpoint.sweep import sweep
 from dcp_cloud.checkpoint.verify import verify_checkpoint
 from dcp_cloud.config import RetryConfig, TransferConfig
 from dcp_cloud.errors import (
@@ -28,6 +30,7 @@ from dcp_cloud.errors import (
     TransientError,
 )
 from dcp_cloud.stores import s3_copy
+from dcp_cloud.stores.base import StoreLimits
 from dcp_cloud.stores.memory import MemoryStore
 from dcp_cloud.stores.registry import open_store
 from dcp_cloud.stores.server_side import copier_between
@@ -124,6 +127,35 @@ def test_a_copy_that_dies_is_resumed(at, uneven, source, target):
     assert _contents(goal) == uneven
     assert report.was_there or report.relayed + report.server_side + report.resumed == 2
     assert verify_checkpoint(goal.store).ok
+
+
+@pytest.mark.parametrize("cloud", _CLOUDS)
+def test_a_sweep_deletes_what_a_dead_copy_left(at, uneven, cloud):
+    """Objects and unfinished uploads of a copy that nobody finishes are found by a sweep, and nothing else is."""
+    origin, goal = _put(at("memory", "from"), uneven), at(cloud, "to")
+    dying = FaultyStore(goal.store, [Fault("crash", verb="complete", times=None), Fault("crash", verb="abort")])
+    with pytest.raises(SimulatedCrash):
+        copy_checkpoint(origin, Location(goal.uri, transfer=goal.transfer, store=dying, config=None, schemes=None))
+    assert ".metadata" not in _contents(goal)
+    sweep(goal.store, older_than_s=0, now=lambda: datetime.now(timezone.utc) + timedelta(days=1))
+    assert not _contents(goal)
+    assert not list(goal.store.list_multiparts())
+    copy_checkpoint(origin, goal)
+    sweep(goal.store, older_than_s=0, now=lambda: datetime.now(timezone.utc) + timedelta(days=1))
+    assert _contents(goal) == uneven
+
+
+def test_parts_are_as_long_as_the_target_needs(files):
+    """A target with few parts, or with short objects, decides; the source's limits do not matter."""
+    limits = {"min_part_bytes": 2**20, "max_part_bytes": 2**30, "max_parts": 3, "max_put_bytes": 2**20}
+    roomy = MemoryStore(uuid.uuid4().hex, limits=StoreLimits(**limits, max_object_bytes=2**30))
+    narrow = MemoryStore(uuid.uuid4().hex, limits=StoreLimits(**limits, max_object_bytes=2**20))
+    origin = _put(_location(f"memory://{uuid.uuid4().hex}/from"), files["step-100"])
+    copy_checkpoint(origin, _location("memory://a/to?part_size=1MiB", roomy))
+    assert _contents(_location("memory://a/to", roomy)) == files["step-100"]
+    with pytest.raises(ConfigError, match="too long for the target"):
+        copy_checkpoint(origin, _location("memory://b/to", narrow))
+    assert not list(narrow.list())
 
 
 @pytest.mark.parametrize("cloud", _CLOUDS)
