@@ -29,6 +29,7 @@ def test_flattened_optimizer_state_reshards(place: Place) -> None:
 
 # torch says that ShardedTensor will go one day.
 @pytest.mark.filterwarnings("ignore")
+@every_cloud
 def test_sharded_tensors_and_their_optimizer_state_reshard(place: Place) -> None:
     """ShardedTensor on CPUs, and load_sharded_optimizer_state_dict, which reads the metadata twice with one reader."""
     uri = place()
@@ -37,6 +38,7 @@ def test_sharded_tensors_and_their_optimizer_state_reshard(place: Place) -> None
         assert run_ranks(world_size, jobs.load_sharded_tensor, uri) == [[]] * world_size
 
 
+@every_cloud
 def test_stateful_objects_are_told(place: Place) -> None:
     """state_dict and load_state_dict of Stateful objects are called, with sharded tensors and values in them."""
     uri = place()
