@@ -142,7 +142,12 @@ def _code(page: Path) -> str:
 
 def _parse(group: Any, arguments: list[str]) -> None:
     """Let the real command line read the arguments of a command, and stop before the command itself."""
-    with group.make_context("dcp-cloud", list(arguments)) as context:
+    try:
+        context = group.make_context("dcp-cloud", list(arguments))
+    except SystemExit as ended:  # --show-completion and the like answer at once
+        assert not ended.code
+        return
+    with context:
         name, command, rest = group.resolve_command(context, arguments)
     if hasattr(command, "commands"):
         _parse(command, rest)
