@@ -145,7 +145,8 @@ def _parse(group: Any, arguments: list[str]) -> None:
     try:
         context = group.make_context("dcp-cloud", list(arguments))
     except SystemExit as ended:  # --show-completion and the like answer at once
-        assert not ended.code
+        if ended.code:
+            raise
         return
     with context:
         name, command, rest = group.resolve_command(context, arguments)
