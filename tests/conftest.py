@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers, and hear Ctrl-C."""
-    # Started in the background of a script, Python ignores SIGINT and hands that on to its children, whom tests send it.
+    # Started in the background of a script, Python ignores SIGINT, and so do its children, to whom tests send it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "slow: takes minutes; runs with --slow only")
