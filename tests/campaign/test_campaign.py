@@ -39,15 +39,15 @@ def fresh_range(length: int) -> str:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("seeds", ["0:50", fresh_range(50)], ids=["fixed", "fresh"])
+@pytest.mark.parametrize("seeds", ["0:150", fresh_range(150)], ids=["fixed", "fresh"])
 def test_faults_races_zombies_and_readers(seeds: str, capsys: pytest.CaptureFixture[str]) -> None:
     """In memory and on disk, under any faults: what was saved is loaded, what failed is told, nothing is left."""
     told = run_campaign(capsys, "--seeds", seeds, "--stores", "memory,file", "--kinds", _IN_PROCESS, "--workers", "1")
-    assert "50 runs, 0 finds" in told
+    assert "150 runs, 0 finds" in told
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("seeds", ["0:20", fresh_range(20)], ids=["fixed", "fresh"])
+@pytest.mark.parametrize("seeds", ["0:30", fresh_range(30)], ids=["fixed", "fresh"])
 def test_processes_that_are_killed(seeds: str, capsys: pytest.CaptureFixture[str]) -> None:
     """SIGKILL at any request, of one process or of some ranks: the old checkpoint or the new one, whole."""
     run_campaign(capsys, "--seeds", seeds, "--stores", "file", "--kinds", "killed,ranks", "--workers", "1")
