@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
@@ -16,7 +18,6 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from dcp_cloud import CloudStorageReader, CloudStorageWriter, errors, open_store
 from dcp_cloud.stores.azure_config import AzureConfig
-from dcp_cloud.stores.gcs_config import GCSConfig
 from dcp_cloud.testing import FaultProxy, NetworkFault, ObjectServer
 from tests.azure.stub import STORED, stub_server
 from tests.gcs.stub import json_answer, running_stub
@@ -25,6 +26,15 @@ from tests.network.conftest import Job, cause_of
 from tests.network.identity import Identity, identity_service
 
 _STATE = {"w": torch.arange(3_000_000.0)}
+_THREE_LOOKS = """
+import sys
+from dcp_cloud import open_store
+from dcp_cloud.stores.gcs_config import GCSConfig
+store = open_store("gs://bucket", config=GCSConfig(endpoint_url=sys.argv[1]))
+for _ in range(3):
+    store.head("a")
+store.close()
+"""
 # The AWS SDK fetches new credentials ten minutes before the old ones end, Google's four, Azure's five.
 _NEARLY_OVER = (200.0, 3600.0)
 
@@ -146,10 +156,8 @@ def test_google_tokens_are_renewed_when_they_end(
     with identity_service(lifetimes_s=_NEARLY_OVER) as identity, running_stub() as stub:
         source(identity, tmp_path, monkeypatch)
         stub.answer = lambda _request: json_answer(resource)
-        store = open_store("gs://bucket", config=GCSConfig(endpoint_url=stub.url))
-        for _ in range(3):
-            store.head("a")
-        store.close()
+        # The library reads where the metadata server is when it is imported, so it has to be imported now.
+        subprocess.run([sys.executable, "-W", "error", "-c", _THREE_LOOKS, stub.url], check=True, timeout=60)
     used = [request.headers["authorization"] for request in stub.requests]
     assert used[-1] == "Bearer token-2"
     assert len(set(used)) == 2 or source is _on_a_machine  # which asks twice before the first request
