@@ -102,10 +102,11 @@ def squarify(sizes: Sequence[float], x: float, y: float, width: float, height: f
                 break
             (total, least, most), stop = wider, stop + 1
         row = areas[start:stop]
-        thickness = sum(row) / side if side else 0.0
+        # What rounding leaves for the last ones may be thinner than their area needs; nothing may stand out.
+        thickness = min(sum(row) / side, max(width, height)) if side else 0.0
         offset = 0.0
         for area in row:
-            length = area / thickness if thickness else 0.0
+            length = min(area / thickness, max(side - offset, 0.0)) if thickness else 0.0
             yield (x, y + offset, thickness, length) if height <= width else (x + offset, y, length, thickness)
             offset += length
         if height <= width:

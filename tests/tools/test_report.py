@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from hypothesis import given
+from hypothesis import example, given
 
 from dcp_cloud import CloudStorageWriter, TransferConfig
 from dcp_cloud.progress import EventRecorder
@@ -26,6 +26,9 @@ _SIZES = st.lists(st.floats(0.01, 1e6), min_size=1, max_size=40).map(lambda size
 
 
 @given(_SIZES, st.floats(10, 1000), st.floats(10, 1000))
+# The last one's strip is so thin that rounding is a large share of it.
+@example([697916.8418210548, 506314.2987912514, 177607.5, 167202.5, 0.01], 85.84138236581107, 187.0)
+@example([697914.8418210548, 506314.2987912514, 185249.17719891187, 83729.34765625, 0.01171875], 86.0, 187.0)
 def test_areas_are_in_proportion_and_fill_the_map(sizes, width, height):
     """Each part has its share of the area, lies within the map, and overlaps no other."""
     boxes = list(squarify(sizes, 0.0, 0.0, width, height))
