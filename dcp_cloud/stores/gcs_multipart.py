@@ -119,20 +119,14 @@ class XMLUpload:
             element = ET.SubElement(request, "Part")
             ET.SubElement(element, "PartNumber").text = str(part.index + 1)
             ET.SubElement(element, "ETag").text = etag
-        action = f"completion of an upload to {self.client.uri}"
-        document, response = self.client.xml(
-            "POST",
-            self.client.xml_path(self.key),
-            query=self._query,
-            headers=[("Content-Type", "application/xml")],
-            body=[memoryview(ET.tostring(request, encoding="utf-8"))],
-            action=action,
-            key=self.key,
-            replay=False,
-        )
-        if document is not None and document.tag.rpartition("}")[2] == "Error":
-            # As in S3, a long completion may begin to answer before it knows how it ends.
-            raise from_answer(500, response.headers, ET.tostring(document), action=action, key=self.key)
+        try:
+            self._complete(ET.tostring(request, encoding="utf-8"))
+        except BucketNotFoundError:
+            raise
+        except NotFoundError as lost:
+            # An earlier completion may have taken effect and its answer got lost. Whoever repeats it must not have to
+            # guess that from the length: only here the parts' checksum is known.
+            return self._find_own_work(size_bytes, crc, lost)
         return self._describe(size_bytes, crc)
 
     def abort(self) -> None:
@@ -154,25 +148,60 @@ class XMLUpload:
     def _query(self) -> Query:
         return [("uploadId", self.upload_id)]
 
+    def _complete(self, receipts: bytes) -> None:
+        action = f"completion of an upload to {self.client.uri}"
+        document, response = self.client.xml(
+            "POST",
+            self.client.xml_path(self.key),
+            query=self._query,
+            headers=[("Content-Type", "application/xml")],
+            body=[memoryview(receipts)],
+            action=action,
+            key=self.key,
+            replay=False,
+        )
+        if document is not None and document.tag.rpartition("}")[2] == "Error":
+            # As in S3, a long completion may begin to answer before it knows how it ends.
+            raise from_answer(500, response.headers, ET.tostring(document), action=action, key=self.key)
+
+    def _find_own_work(self, size_bytes: int, crc: int, lost: NotFoundError) -> ObjectMeta:
+        """Look whether the object is there that the parts make, now that the upload is gone."""
+        try:
+            found, found_crc = self._head(size_bytes)
+        except NotFoundError:
+            raise lost from None
+        if found.size_bytes != size_bytes or found_crc is None:
+            raise lost
+        self._check(found, found_crc, size_bytes, crc)
+        return found
+
     def _describe(self, size_bytes: int, crc: int) -> ObjectMeta:
         """Look at the new object: it must be as long as its parts and have their checksum."""
-        _, response = self.client.xml(
-            "HEAD", self.client.xml_path(self.key), action=f"head on {self.client.uri}", key=self.key
-        )
-        headers = response.headers
-        stored_crc = crc32c_from_headers(headers.get_all("x-goog-hash", []))
-        stored_bytes = headers.get("x-goog-stored-content-length") or headers.get("Content-Length") or size_bytes
-        if int(stored_bytes) != size_bytes or stored_crc not in (None, crc):
+        found, found_crc = self._head(size_bytes)
+        self._check(found, found_crc, size_bytes, crc)
+        return found
+
+    def _check(self, found: ObjectMeta, found_crc: int | None, size_bytes: int, crc: int) -> None:
+        if found.size_bytes != size_bytes or found_crc not in (None, crc):
             # Not transient: the upload is gone, completing it again would not make it right.
             raise StoreError(
                 "the completed object is not what was sent",
                 key=self.key,
-                cause=f"it has {stored_bytes} bytes instead of {size_bytes}, or another checksum",
+                cause=f"it has {found.size_bytes} bytes instead of {size_bytes}, or another checksum",
                 hint="another program wrote the same key at the same time, or the provider lost data: save again",
             )
+
+    def _head(self, size_bytes: int) -> tuple[ObjectMeta, int | None]:
+        """Describe the object, with its checksum; a server that tells no length is believed to have the right one."""
+        _, response = self.client.xml(
+            "HEAD", self.client.xml_path(self.key), action=f"head on {self.client.uri}", key=self.key
+        )
+        headers = response.headers
+        stored_bytes = headers.get("x-goog-stored-content-length") or headers.get("Content-Length") or size_bytes
         # A server without generations tells versions apart by their ETag.
         etag = headers.get("x-goog-generation") or headers.get("ETag", "").strip('"')
-        return ObjectMeta(key=self.key, size_bytes=size_bytes, etag=etag)
+        crc = crc32c_from_headers(headers.get_all("x-goog-hash", []))
+        return ObjectMeta(key=self.key, size_bytes=int(stored_bytes), etag=etag), crc
 
 
 def _properties(client: GCSClient) -> Headers:

@@ -11,6 +11,7 @@ from typing import Any
 import google_crc32c
 import pytest
 
+from dcp_cloud.config import RetryConfig
 from dcp_cloud.errors import (
     BucketNotFoundError,
     ChecksumMismatchError,
@@ -19,11 +20,13 @@ from dcp_cloud.errors import (
     StoreError,
     TransientError,
 )
-from dcp_cloud.stores.base import ObjectStore, Part
+from dcp_cloud.stores.base import ObjectMeta, ObjectStore, Part
 from dcp_cloud.stores.gcs_checksum import crc32c_text
 from dcp_cloud.stores.gcs_config import GCSConfig
 from dcp_cloud.stores.registry import open_store
 from dcp_cloud.testing import ObjectServer
+from dcp_cloud.transfer.retry import Retrier
+from dcp_cloud.transfer.retrying import RetryingStore
 from dcp_cloud.uri import StoreURI
 from tests.gcs.stub import Answer, Request, Stub, xml_error
 
@@ -207,11 +210,69 @@ def test_an_object_that_is_not_its_parts_is_an_error(stub: Stub, open_at: Open, 
 )
 def test_a_failed_completion_is_typed(stub: Stub, open_at: Open, answer: Answer, error: type[StoreError]):
     """An error is an error even under status 200."""
-    stub.answer = Google(complete=answer)
+    stub.answer = Google(complete=answer, head=xml_error(404, "NoSuchKey"))
     upload = open_at().create_multipart("a")
     part = upload.put_part(0, [memoryview(b"data")])
     with pytest.raises(error):
         upload.complete([part])
+
+
+class Forgetful(Google):
+    """Takes an upload, and does not get the answer to its first completion through: as ``lost`` says it was lost."""
+
+    def __init__(self, lost: str, **changes: Answer) -> None:
+        super().__init__(**changes)
+        self._lost = lost
+        self._tries = {"complete": 0, "head": 0}
+
+    def __call__(self, request: Request) -> Answer:
+        verb = self._verb(request)
+        if verb in self._tries:
+            self._tries[verb] += 1
+            if verb == self._lost and self._tries[verb] == 1:
+                return xml_error(503, "ServiceUnavailable")
+            if verb == "complete" and self._tries[verb] > 1:
+                return xml_error(404, "NoSuchUpload")
+        return super().__call__(request)
+
+
+def _complete_after_a_loss(store: ObjectStore) -> ObjectMeta:
+    upload = RetryingStore(store, Retrier(config=RetryConfig(base_delay_s=0.01))).create_multipart("a")
+    return upload.complete([upload.put_part(0, [memoryview(b"data")])])
+
+
+@pytest.mark.parametrize("lost", ["complete", "head"])
+def test_a_completion_whose_answer_was_lost_is_found_by_its_checksum(stub: Stub, open_at: Open, lost: str):
+    """The upload is gone and the object is what the parts make: that was the first completion's work."""
+    stub.answer = Forgetful(lost)
+    meta = _complete_after_a_loss(open_at())
+    assert (meta.size_bytes, meta.etag) == (4, "1700000000000001")
+
+
+@pytest.mark.parametrize("lost", ["complete", "head"])
+def test_an_object_of_the_right_length_is_not_enough(stub: Stub, open_at: Open, lost: str):
+    """After a lost answer too, an object with another checksum is not taken for the one that was sent."""
+    other = {"x-goog-stored-content-length": "4", "x-goog-hash": _hash(b"daTa"), "x-goog-generation": "1"}
+    stub.answer = Forgetful(lost, head=Answer(200, b"", {**other, "Content-Length": "4"}))
+    with pytest.raises(StoreError, match="not what was sent") as caught:
+        _complete_after_a_loss(open_at())
+    assert not isinstance(caught.value, TransientError | NotFoundError)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        xml_error(404, "NoSuchKey"),
+        Answer(200, b"", {"x-goog-stored-content-length": "5", "x-goog-hash": _hash(b"other")}),
+        Answer(200, b"", {"x-goog-stored-content-length": "4"}),
+    ],
+)
+def test_an_upload_that_is_gone_without_its_object_is_gone(stub: Stub, open_at: Open, head: Answer):
+    """No object, one of another length, or one that nothing is known of: then the upload was ended by others."""
+    stub.answer = Google(complete=xml_error(404, "NoSuchUpload"), head=head)
+    upload = open_at().create_multipart("a")
+    with pytest.raises(NotFoundError):
+        upload.complete([upload.put_part(0, [memoryview(b"data")])])
 
 
 def test_a_receipt_of_another_store_is_refused(stub: Stub, open_at: Open):
