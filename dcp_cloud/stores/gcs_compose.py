@@ -2,17 +2,19 @@
 
 ::
 
-    .dcp-cloud-uploads/<key>/<upload id>/started      written first, deleted last: the upload is open while it is there
+    .dcp-cloud-uploads/<key>/<upload id>/started      written first: the upload is open while it is there
     .dcp-cloud-uploads/<key>/<upload id>/00000 …      the pieces
     .dcp-cloud-uploads/<key>/<upload id>/c1-00000 …   32 pieces composed, then 32 of these, and so on
 
 They stand apart from the data, so no listing of data meets them, and one lifecycle rule on their prefix removes what
 a crash left. A piece that arrives after its upload has ended finds the marker gone and removes itself; one that
-arrives before is found by whoever ends the upload, since listings are strongly consistent.
+arrives before is found by whoever ends the upload, since listings are strongly consistent. Pieces whose sender was
+killed in between have no marker; they are listed as an upload too, so that it can be aborted.
 """
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +34,9 @@ PIECES = ".dcp-cloud-uploads/"
 # Source: https://docs.cloud.google.com/storage/docs/composite-objects
 _MAX_SOURCES = 32
 _MARKER = "started"
+# What is named otherwise is none of ours.
+_NAME = re.compile(rf"{_MARKER}|\d{{5}}|c\d+-\d{{5}}")
+_ID = re.compile(r"[0-9a-f]{32}")
 # Custom metadata of the finished object, by which a repeated completion knows its own work.
 _UPLOAD_ID = "dcp-cloud-upload"
 
@@ -66,17 +71,27 @@ class ComposeUpload:
 
     @classmethod
     def find(cls, objects: GCSObjects, prefix: str) -> Iterator[ComposeUpload]:
-        """List unfinished uploads.
+        """List unfinished uploads, and what is left of ended ones; such a rest is as old as its newest piece.
 
         Args:
             objects: The bucket's objects.
             prefix: Prefix of whole segments.
         """
+        begun: dict[tuple[str, str], datetime | None] = {}
+        orphans: dict[tuple[str, str], datetime | None] = {}
         for resource in objects.list(PIECES + below(prefix)):
             path, _, name = resource["name"].removeprefix(PIECES).rpartition("/")
             key, _, upload_id = path.rpartition("/")
-            if name == _MARKER and key:
-                yield cls(objects, key, upload_id, meta_of(resource).modified_at)
+            if not (key.startswith(below(prefix)) and key and _NAME.fullmatch(name) and _ID.fullmatch(upload_id)):
+                continue  # also those to the key that the prefix itself is: they are not below it
+            written = meta_of(resource).modified_at
+            if name == _MARKER:
+                begun[key, upload_id] = written
+            else:
+                orphans[key, upload_id] = _later(orphans.get((key, upload_id)), written)
+        # Pieces without a marker: somebody died while ending the upload, or while sending to one that had ended.
+        for (key, upload_id), started_at in (orphans | begun).items():
+            yield cls(objects, key, upload_id, started_at)
 
     def put_part(self, index: int, data: Buffers, *, crc32: int | None = None) -> Part:
         """Store one part."""
@@ -159,3 +174,7 @@ class ComposeUpload:
     def _remove_pieces(self) -> None:
         names = [resource["name"] for resource in self.objects.list(self._name(""))]
         self.objects.delete([name for name in names if name != self._name(_MARKER)])
+
+
+def _later(one: datetime | None, other: datetime | None) -> datetime | None:
+    return max(one, other) if one and other else one or other

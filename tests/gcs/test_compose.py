@@ -101,6 +101,63 @@ def test_a_piece_that_comes_late_removes_itself(bucket: GCSStore, names: Callabl
     assert names() == ({"a"} if ending == "complete" else set())
 
 
+def _end_and_die(bucket: GCSStore, upload: gcs_compose.ComposeUpload) -> None:
+    upload.objects.delete([upload._name("started")])  # what ends an upload first; the pieces would come next
+
+
+def _arrive_late_and_die(bucket: GCSStore, upload: gcs_compose.ComposeUpload) -> None:
+    upload.abort()
+    upload.objects.insert(upload._name("00000"), [memoryview(b"late")])  # the look for the marker would come next
+
+
+@pytest.mark.parametrize("die", [_end_and_die, _arrive_late_and_die])
+def test_pieces_that_a_killed_process_left_can_be_found_and_dropped(
+    bucket: GCSStore, names: Callable[[], set[str]], die: Callable[[GCSStore, gcs_compose.ComposeUpload], None]
+):
+    """Without a marker they are no upload any more, but they are listed once, with an age, and an abort drops them."""
+    upload = bucket.create_multipart("a/b")
+    assert isinstance(upload, gcs_compose.ComposeUpload)
+    _send(upload, 3)
+    die(bucket, upload)
+    assert names()
+    [found] = bucket.list_multiparts("a")
+    assert (found.key, found.upload_id) == ("a/b", upload.upload_id)
+    assert found.started_at is not None
+    found.abort()
+    assert names() == set()
+    assert list(bucket.list_multiparts()) == []
+
+
+def test_an_upload_to_the_prefix_itself_is_not_below_it(bucket: GCSStore):
+    """``a`` lists uploads to ``a/b``, not to ``a``: a sweep of one run must not touch its neighbour's."""
+    bucket.create_multipart("a")
+    bucket.create_multipart("a/b")
+    assert [upload.key for upload in bucket.list_multiparts("a")] == ["a/b"]
+
+
+def test_the_marker_tells_the_age_of_an_upload(stub: Stub, open_at: Open):
+    """An upload is as old as its marker; what is left of one is as old as its newest piece, whatever the order."""
+    root, one, two = ".dcp-cloud-uploads/", "1" * 32, "2" * 32
+    pieces = {
+        f"a/{one}/00000": 5,
+        f"a/{one}/00001": 6,
+        f"a/{one}/started": 1,
+        f"a/{two}/00000": 3,
+        f"a/{two}/00001": 4,
+        f"a/{two}/c1-00000": 2,
+        "a/notes/started": 7,
+        f"a/{one}/somebody-elses.txt": 7,
+    }
+    items = [
+        {"name": root + name, "size": "1", "generation": "1", "updated": f"2026-01-0{day}T00:00:00Z"}
+        for name, day in pieces.items()
+    ]
+    stub.answer = lambda _request: json_answer({"items": items})
+    found = open_at(upload_method="compose").list_multiparts("a")
+    ages = {upload.upload_id: upload.started_at for upload in found if isinstance(upload, gcs_compose.ComposeUpload)}
+    assert {name: moment.day for name, moment in ages.items() if moment} == {one: 1, two: 4}
+
+
 def test_a_completion_that_broke_off_while_cleaning_up_goes_on(bucket: GCSStore, names: Callable[[], set[str]]):
     """The object is there, some pieces are gone: completing again finds its own work and cleans up the rest."""
     upload = bucket.create_multipart("a")
