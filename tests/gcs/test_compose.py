@@ -139,21 +139,21 @@ def test_the_marker_tells_the_age_of_an_upload(stub: Stub, open_at: Open):
     """An upload is as old as its marker; what is left of one is as old as its newest piece, whatever the order."""
     root, one, two = ".dcp-cloud-uploads/", "1" * 32, "2" * 32
     pieces = {
-        f"a/{one}/00000": 5,
-        f"a/{one}/00001": 6,
-        f"a/{one}/started": 1,
-        f"a/{two}/00000": 3,
-        f"a/{two}/00001": 4,
-        f"a/{two}/c1-00000": 2,
-        "a/notes/started": 7,
-        f"a/{one}/somebody-elses.txt": 7,
+        f"run/a/{one}/00000": 5,
+        f"run/a/{one}/00001": 6,
+        f"run/a/{one}/started": 1,
+        f"run/a/{two}/00000": 3,
+        f"run/a/{two}/00001": 4,
+        f"run/a/{two}/c1-00000": 2,
+        "run/a/notes/started": 7,
+        f"run/a/{one}/somebody-elses.txt": 7,
     }
     items = [
         {"name": root + name, "size": "1", "generation": "1", "updated": f"2026-01-0{day}T00:00:00Z"}
         for name, day in pieces.items()
     ]
     stub.answer = lambda _request: json_answer({"items": items})
-    found = open_at(upload_method="compose").list_multiparts("a")
+    found = open_at(upload_method="compose").list_multiparts("run")
     ages = {upload.upload_id: upload.started_at for upload in found if isinstance(upload, gcs_compose.ComposeUpload)}
     assert {name: moment.day for name, moment in ages.items() if moment} == {one: 1, two: 4}
 
