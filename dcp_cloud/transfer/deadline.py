@@ -10,6 +10,8 @@ import itertools
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from types import TracebackType
 
 from typing_extensions import Self
@@ -38,15 +40,17 @@ def allowed_s(nbytes: int) -> float:
 class Deadlines:
     """Cancels the scopes of requests that take too long, and calls others in time. One thread, started when needed.
 
+    Nothing that the main thread does here waits for a lock that the thread holds: see :mod:`.workers`.
+
     Args:
         clock: Monotonic time in seconds.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._changed = threading.Condition()
-        self._heap: list[tuple[float, int, Callable[[], object]]] = []
+        self._asked: SimpleQueue[tuple[float, int, Callable[[], object]] | None] = SimpleQueue()
         self._numbers = itertools.count()
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
@@ -66,14 +70,16 @@ class Deadlines:
             delay_s: Seconds from now.
             action: What to do, on the thread that watches the deadlines; quick.
         """
-        with self._changed:
-            number = next(self._numbers)
-            heapq.heappush(self._heap, (self._clock() + delay_s, number, action))
+        self._asked.put((self._clock() + delay_s, next(self._numbers), action))
+        with self._lock:
             if self._thread is None and not self._is_closed:
                 self._thread = threading.Thread(target=self._run, name="dcp_cloud-deadlines", daemon=True)
                 self._thread.start()
-            elif self._heap[0][1] == number:
-                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let the thread end, without waiting for it."""
+        self._is_closed = True
+        self._asked.put(None)
 
     def __enter__(self) -> Self:
         return self
@@ -81,21 +87,18 @@ class Deadlines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify_all()
-        if self._thread is not None:
+        self.close()
+        if self._thread is not None and self._thread.ident is not None:  # None: a Ctrl-C came while it was started
             self._thread.join()
 
     def _run(self) -> None:
-        while (action := self._next()) is not None:
-            action()
-
-    def _next(self) -> Callable[[], object] | None:
-        with self._changed:
-            while not self._is_closed:
-                left_s = self._heap[0][0] - self._clock() if self._heap else None
-                if left_s is not None and left_s <= 0:
-                    return heapq.heappop(self._heap)[2]
-                self._changed.wait(left_s)
-            return None
+        pending: list[tuple[float, int, Callable[[], object]]] = []
+        while not self._is_closed:
+            left_s = pending[0][0] - self._clock() if pending else None
+            if left_s is not None and left_s <= 0:
+                heapq.heappop(pending)[2]()
+                continue
+            with suppress(Empty):
+                asked = self._asked.get(timeout=left_s)
+                if asked is not None:
+                    heapq.heappush(pending, asked)

@@ -186,6 +186,7 @@ class _Run:
     def _feed(self, fetches: Iterable[Fetch]) -> None:
         """Hand out fetches in order, each with its memory; on a thread of its own so that the caller can consume."""
         try:
+            self._engine.watch_stalls()
             for fetch in fetches:
                 self._open(fetch.slices)
                 self._pool.submit(lambda fetch=fetch: self._guard(fetch))  # type: ignore[misc]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from functools import partial
 from types import TracebackType
 
 from typing_extensions import Self
@@ -52,11 +54,12 @@ class Engine:
         self.pool = WorkerPool(config.max_concurrency, queue_limit=queue_limit, name=name, on_cancel=self.budget.cancel)
         self.hedger = Hedger()
         self._deadlines = Deadlines()
+        budget = self.budget
         self._stalls = StallWatch(
             phase=phase,
             after_s=config.stall_warning_s,
             hook=hook,
-            waits_for_memory=lambda: self.budget.is_waiting,
+            waits_for_memory=lambda: budget.is_waiting,
         )
         retrier = Retrier(
             config=config.retry,
@@ -67,10 +70,18 @@ class Engine:
             stalls=self._stalls,
         )
         self.store = RetryingStore(store, retrier)
+        # A Ctrl-C can hit between the block and its exit, which is then never run. The threads do not hold the engine,
+        # so that its end is theirs.
+        self._end = weakref.finalize(self, _end_threads, self.pool, self.hedger, self._deadlines)
+        self._end.atexit = False  # they are daemons
 
     def __enter__(self) -> Self:
-        self._stalls.watch(self._deadlines)
         return self
+
+    def watch_stalls(self) -> None:
+        """Begin to warn when nothing succeeds. To be called within the ``with`` block, which ends it; once."""
+        # By a thread of the pool: see there why the main thread starts as few threads as it can.
+        self.pool.submit(partial(self._stalls.watch, self._deadlines))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -80,3 +91,11 @@ class Engine:
                 self.pool.__exit__(kind, error, trace)
         finally:
             self.budget.close()
+        self._end.detach()
+
+
+def _end_threads(pool: WorkerPool, hedger: Hedger, deadlines: Deadlines) -> None:
+    """Let all threads end. It may run in the middle of anything, whatever locks are held: it takes none."""
+    pool.close()
+    hedger.close()
+    deadlines.close()

@@ -11,6 +11,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -40,7 +42,8 @@ class Hedger:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._wake: SimpleQueue[None] = SimpleQueue()
         self._samples: deque[tuple[int, float]] = deque(maxlen=_SAMPLES)
         self._races: set[_Race[Any]] = set()
         self._seconds: list[threading.Thread] = []
@@ -48,15 +51,18 @@ class Hedger:
         self._watcher: threading.Thread | None = None
         self._is_closed = False
 
+    def close(self) -> None:
+        """Send nothing a second time from now on, and let the thread end, without waiting for it."""
+        self._is_closed = True
+        self._wake.put(None)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify_all()
+        self.close()
         if self._watcher is not None:
             self._watcher.join()
         for second in self._seconds:  # losers were broken off; they must be gone before the caller reuses its memory
@@ -92,22 +98,23 @@ class Hedger:
         return result
 
     def _begin(self, race: _Race[ResultT]) -> None:
-        with self._changed:
+        with self._lock:
             self._races.add(race)
             if self._watcher is None and len(self._samples) >= _MIN_SAMPLES:
                 self._watcher = threading.Thread(target=self._watch, name="dcp_cloud-hedge", daemon=True)
                 self._watcher.start()
 
     def _end(self, race: _Race[ResultT]) -> None:
-        with self._changed:
+        with self._lock:
             self._races.discard(race)
             self._samples.append((race.nbytes, self._clock() - race.began_s))
             self._done += 1
 
     def _watch(self) -> None:
-        with self._changed:
-            while not self._is_closed:
-                self._changed.wait(_LOOK_EVERY_S)
+        while not self._is_closed:
+            with suppress(Empty):
+                self._wake.get(timeout=_LOOK_EVERY_S)
+            with self._lock:
                 for race in self._slow_races():
                     if self._may_race():
                         self._seconds.append(race.start_second())

@@ -101,6 +101,8 @@ class Uploader:
         Returns:
             The object to append to.
         """
+        if not self._uploads:
+            self._engine.watch_stalls()
         part_bytes = upload_part_bytes(
             expected_bytes, part_size_bytes=self._config.part_size_bytes, limits=self.store.limits
         )

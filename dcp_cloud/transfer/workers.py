@@ -71,7 +71,7 @@ class WorkerPool:
             self.cancel()
             raise
         finally:
-            self._tasks.put(None)
+            self.close()
             for thread in self._threads:
                 if thread.ident is not None:  # None: it could not be started
                     thread.join()
@@ -129,6 +129,10 @@ class WorkerPool:
         if self._on_cancel is not None:
             self._on_cancel()
         self._free.put(None)
+
+    def close(self) -> None:
+        """Let the threads end when all that was submitted is done, without waiting for them."""
+        self._tasks.put(None)
 
     def _raise_if_ended(self) -> None:
         if self._error is not None:

@@ -111,6 +111,7 @@ def test_a_save_that_hangs_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with Uploader(memory_store(), settings, hook=hook) as uploader:
         freeing = threading.Thread(target=lambda: (told_of_memory.wait(20), other.close()))
         freeing.start()
+        uploader.begin("k", expected_bytes=5)
         uploader.budget.acquire(5)
         freeing.join()
     assert next(event.requests for event in events if isinstance(event, Stalled) and event.waits_for_memory) == 0

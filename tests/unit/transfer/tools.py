@@ -65,9 +65,5 @@ def wait_until(is_so: Callable[[], bool], what: str) -> None:
 
 
 def transfer_threads() -> list[str]:
-    """Name the running threads of transfers, but for those that were there before this test."""
-    return [
-        thread.name
-        for thread in threading.enumerate()
-        if thread.name.startswith("dcp_cloud-") and not getattr(thread, "was_there", False)
-    ]
+    """Name the running threads of transfers."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("dcp_cloud-")]
