@@ -19,22 +19,24 @@ from typing_extensions import Self
 from dcp_cloud.config import KIB
 from dcp_cloud.stores.cancel import CancelScope
 
-# A request may wait so long for its first byte, and then bring its bytes at no less than this rate: a twentieth to a
-# hundredth of what one connection gives within a cloud (85 to 90 MB/s by Amazon's performance guide).
+# A request may wait so long for its first byte, and then it and those that share its link have to bring their bytes at
+# no less than this rate together. One connection gives a hundred times as much within a cloud (85 to 90 MB/s by
+# Amazon's performance guide); a whole office behind one line may have no more.
 _GRACE_S = 30.0
 _SLOWEST_BYTES_PER_S = 1024 * KIB
 
 
-def allowed_s(nbytes: int) -> float:
+def allowed_s(nbytes: int, in_flight: int = 1) -> float:
     """Say how long a request may take.
 
     Args:
         nbytes: Bytes that it moves.
+        in_flight: Requests that move bytes at the same time, this one included: the link is shared among them.
 
     Returns:
         Seconds.
     """
-    return _GRACE_S + nbytes / _SLOWEST_BYTES_PER_S
+    return _GRACE_S + nbytes * in_flight / _SLOWEST_BYTES_PER_S
 
 
 class Deadlines:

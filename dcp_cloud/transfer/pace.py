@@ -1,7 +1,8 @@
 """How many requests are in flight at once: as many as pay, fewer when the provider says so.
 
 The bound begins at what suits most networks, grows while more requests at once bring more bytes a second, and stays
-where they do not. When the provider asks for fewer requests it is halved; from there on it grows by one at a time.
+where they do not. When the provider asks for fewer requests, or the link is too slow for so many, it is halved; from
+there on it grows by one at a time.
 """
 
 from __future__ import annotations
@@ -49,22 +50,28 @@ class Pace:
         """Requests that may be in flight now."""
         return max(1, int(self._bound))
 
-    def acquire(self) -> None:
-        """Wait until one more request may be sent. Others' progress ends the wait, so it cannot last."""
+    def acquire(self) -> int:
+        """Wait until one more request may be sent. Others' progress ends the wait, so it cannot last.
+
+        Returns:
+            Requests in flight now, this one included.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._in_flight < self.bound)
             self._in_flight += 1
+            return self._in_flight
 
-    def release(self, nbytes: int, error: BaseException | None) -> None:
+    def release(self, nbytes: int, error: BaseException | None, *, was_too_slow: bool = False) -> None:
         """Take note of the end of a request.
 
         Args:
             nbytes: Bytes that it moved.
             error: Why it failed, or None.
+            was_too_slow: Whether it was broken off because its time was over: fewer at once would be faster each.
         """
         with self._changed:
             self._in_flight -= 1
-            if isinstance(error, ThrottledError):
+            if was_too_slow or isinstance(error, ThrottledError):
                 self._cut()
             elif error is None and nbytes:
                 self._count(nbytes)

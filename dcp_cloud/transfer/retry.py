@@ -97,10 +97,10 @@ class Retrier:
             raise _given_up(verb, key)
         if not size_bytes:
             return request()
-        own, limit_s = CancelScope(scope), allowed_s(size_bytes)
-        if self.pace is not None:
-            self.pace.acquire()
+        own = CancelScope(scope)
+        limit_s = allowed_s(size_bytes, 1 if self.pace is None else self.pace.acquire())
         failure: BaseException | None = None
+        is_too_slow = False
         try:
             if self.deadlines is not None:
                 self.deadlines.watch(own, limit_s)
@@ -112,12 +112,18 @@ class Retrier:
                 raise
             if scope is not None and scope.is_cancelled:
                 raise _given_up(verb, key) from error
-            if own.is_cancelled:
-                raise TransientError(f"{verb} took longer than {limit_s:.0f} s", key=key, cause=error) from error
+            is_too_slow = own.is_cancelled
+            if is_too_slow:
+                raise TransientError(
+                    f"{verb} took longer than {limit_s:.0f} s",
+                    key=key,
+                    cause=error,
+                    hint="the link is slow: lower max_concurrency, so that fewer requests share it, or part_size",
+                ) from error
             raise
         finally:
             if self.pace is not None:
-                self.pace.release(size_bytes, failure)
+                self.pace.release(size_bytes, failure, was_too_slow=is_too_slow)
 
     def _pause_s(self, error: Exception, attempt: int, *, elapsed_s: float) -> float | None:
         if not isinstance(error, TransientError) or attempt >= self.config.max_attempts:
@@ -134,11 +140,12 @@ class Retrier:
     def _exhausted(
         self, verb: str, key: str, attempt: int, began_s: float, error: TransientError
     ) -> RetriesExhaustedError:
+        hint = "check the network and the provider's status page; RetryConfig allows more attempts and time"
         return RetriesExhaustedError(
             f"{verb} failed {attempt} times in {self.clock() - began_s:.1f} s",
             key=key,
             cause=error,
-            hint="check the network and the provider's status page; RetryConfig allows more attempts and time",
+            hint=error.hint or hint,
         )
 
     def _tell(

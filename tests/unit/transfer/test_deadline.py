@@ -11,6 +11,7 @@ from dcp_cloud.errors import RetriesExhaustedError, TransientError
 from dcp_cloud.stores.cancel import CancelScope, current_scope
 from dcp_cloud.transfer import retry
 from dcp_cloud.transfer.deadline import Deadlines, allowed_s
+from dcp_cloud.transfer.pace import Pace
 from dcp_cloud.transfer.retry import Retrier
 
 
@@ -27,6 +28,26 @@ def test_longer_requests_may_take_longer() -> None:
     assert allowed_s(0) < allowed_s(2**20) < allowed_s(2**30)
 
 
+def test_requests_that_share_a_slow_link_get_time_for_all_of_them() -> None:
+    """32 parts of 16 MiB at once on a link of 2 MiB/s, 256 s for each: none is broken off, all would be sent again."""
+    nbytes, rate = 16 * 2**20, 2 * 2**20
+    assert allowed_s(nbytes, 32) > 32 * nbytes / rate
+
+
+def test_a_deadline_counts_those_that_share_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes while others are in flight is given time for them, too; one that is too slow makes them fewer."""
+    asked = []
+    monkeypatch.setattr(retry, "allowed_s", lambda nbytes, in_flight: asked.append((nbytes, in_flight)) or 0.05)
+    pace = Pace(8)
+    pace.acquire()
+    with Deadlines() as deadlines:
+        retrier = Retrier(config=RetryConfig(base_delay_s=0.0, max_attempts=1), deadlines=deadlines, pace=pace)
+        with pytest.raises(RetriesExhaustedError, match="max_concurrency"):
+            retrier.call(until_broken_off, verb="put_part", key="k", size_bytes=10)
+    assert asked == [(10, 2)]
+    assert pace.bound == 4
+
+
 def test_the_earliest_deadline_comes_first_and_the_end_cancels_nothing() -> None:
     """Scopes are cancelled in the order of their deadlines; those that are not due survive the end."""
     soon, later, never = CancelScope(), CancelScope(), CancelScope()
@@ -41,7 +62,7 @@ def test_the_earliest_deadline_comes_first_and_the_end_cancels_nothing() -> None
 
 def test_a_request_past_its_deadline_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A try that hangs is broken off and counts as a failure that may pass; the next try succeeds."""
-    monkeypatch.setattr(retry, "allowed_s", lambda _nbytes: 0.05)
+    monkeypatch.setattr(retry, "allowed_s", lambda *_: 0.05)
     tries = []
 
     def request() -> str:
@@ -58,7 +79,7 @@ def test_a_request_past_its_deadline_is_tried_again(monkeypatch: pytest.MonkeyPa
 
 def test_the_error_says_that_it_took_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """When every try is too slow, the final error says so."""
-    monkeypatch.setattr(retry, "allowed_s", lambda _nbytes: 0.05)
+    monkeypatch.setattr(retry, "allowed_s", lambda *_: 0.05)
     with Deadlines() as deadlines:
         retrier = Retrier(config=RetryConfig(base_delay_s=0.0, max_attempts=2), deadlines=deadlines)
         with pytest.raises(RetriesExhaustedError, match="took longer than"):
