@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 from dcp_cloud.errors import ConfigError
+from dcp_cloud.stores.config_checks import (
+    check_above_zero,
+    check_choices,
+    check_header_values,
+    is_header_value,
+    own_texts,
+)
+
+_Checksums: TypeAlias = Literal["none", "md5", "crc64"]
+# Not Archive: a blob there has to be rehydrated before it can be read.
+_AccessTier: TypeAlias = Literal["Hot", "Cool", "Cold"]
+_CHOICES: Mapping[str, tuple[str | None, ...]] = MappingProxyType(
+    {"checksums": get_args(_Checksums), "access_tier": (None, *get_args(_AccessTier))}
+)
+# Names are identifiers of C#, and header fields. Source:
+# https://learn.microsoft.com/rest/api/storageservices/naming-and-referencing-containers--blobs--and-metadata
+_METADATA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# Source: https://learn.microsoft.com/rest/api/storageservices/set-blob-tags
+_MAX_TAGS, _MAX_TAG_NAME, _MAX_TAG_VALUE = 10, 128, 256
+_TAG = re.compile(r"[A-Za-z0-9 +\-./:=_]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +69,8 @@ class AzureConfig:
     account_url: str | None = None
     anonymous: bool = False
     api_version: str | None = None
-    checksums: Literal["none", "md5", "crc64"] = "none"
-    access_tier: Literal["Hot", "Cool", "Cold"] | None = None
+    checksums: _Checksums = "none"
+    access_tier: _AccessTier | None = None
     encryption_scope: str | None = None
     verify_tls: bool = True
     ca_bundle: str | None = None
@@ -57,19 +79,39 @@ class AzureConfig:
     max_pool_connections: int = 64
     tags: Mapping[str, str] = field(default_factory=dict, metadata={"argument_only": True})
     metadata: Mapping[str, str] = field(default_factory=dict, metadata={"argument_only": True})
-    customer_key: Callable[[], bytes] | None = field(default=None, metadata={"argument_only": True})
-    credential_factory: Callable[[], Any] | None = field(default=None, metadata={"argument_only": True})
+    customer_key: Callable[[], bytes] | None = field(default=None, repr=False, metadata={"argument_only": True})
+    credential_factory: Callable[[], Any] | None = field(default=None, repr=False, metadata={"argument_only": True})
 
     def __post_init__(self) -> None:
+        own_texts(self, ("tags", "metadata"))
+        check_above_zero(self, ("connect_timeout_s", "read_timeout_s", "max_pool_connections"))
+        check_choices(self, _CHOICES)
+        check_header_values(self, ("encryption_scope",))
+        self._check_new_blobs()
         if self.account_url is not None:
             _check_url(self.account_url)
         if self.anonymous and self.credential_factory is not None:
             raise ConfigError("anonymous and credential_factory exclude each other", hint="leave one of them out")
         if self.customer_key is not None and self.encryption_scope is not None:
             raise ConfigError("customer_key and encryption_scope exclude each other", hint="leave one of them out")
-        for name in ("connect_timeout_s", "read_timeout_s", "max_pool_connections"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name}={getattr(self, name)!r} is out of range", hint="it must be above 0")
+
+    def _check_new_blobs(self) -> None:
+        for key, value in self.metadata.items():
+            if not (_METADATA_NAME.fullmatch(key) and is_header_value(value)):
+                raise ConfigError(
+                    f"the metadata {key!r} cannot be stored",
+                    hint="a name has letters, digits and underscores and begins with no digit; a value is plain ASCII",
+                )
+        if len(self.tags) > _MAX_TAGS:
+            raise ConfigError(f"{len(self.tags)} tags are too many", hint=f"a blob has {_MAX_TAGS} at most")
+        for key, value in self.tags.items():
+            fits = 0 < len(key) <= _MAX_TAG_NAME and len(value) <= _MAX_TAG_VALUE
+            if not (fits and _TAG.fullmatch(key) and _TAG.fullmatch(value)):
+                raise ConfigError(
+                    f"the tag {key!r} cannot be stored",
+                    hint=f"a name has 1 to {_MAX_TAG_NAME} characters, a value {_MAX_TAG_VALUE} at most: "
+                    "letters, digits, spaces and + - . / : = _",
+                )
 
 
 def _check_url(url: str) -> None:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 from dcp_cloud.errors import ConfigError
+from dcp_cloud.stores.config_checks import (
+    check_above_zero,
+    check_choices,
+    check_header_values,
+    is_header_value,
+    own_texts,
+)
 
+_UploadMethod: TypeAlias = Literal["xml-multipart", "compose"]
 # What can stand in an HTTP header field: custom metadata travels in them.
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-_HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +51,7 @@ class GCSConfig:
 
     endpoint_url: str | None = None
     anonymous: bool = False
-    upload_method: Literal["xml-multipart", "compose"] = "xml-multipart"
+    upload_method: _UploadMethod = "xml-multipart"
     user_project: str | None = None
     kms_key_name: str | None = None
     storage_class: str | None = None
@@ -57,25 +64,18 @@ class GCSConfig:
     credentials_factory: Callable[[], Any] | None = field(default=None, repr=False, metadata={"argument_only": True})
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "metadata", dict(self.metadata))  # other mappings may not pickle
+        own_texts(self, ("metadata",))
         if self.endpoint_url is not None and not self.endpoint_url.startswith(("http://", "https://")):
             raise ConfigError(
                 f"endpoint_url={self.endpoint_url!r} is no URL", hint="write http://host:port or https://host:port"
             )
-        if self.upload_method not in ("xml-multipart", "compose"):
-            raise ConfigError(
-                f"upload_method={self.upload_method!r} is not known", hint="use 'xml-multipart' or 'compose'"
-            )
+        check_choices(self, {"upload_method": get_args(_UploadMethod)})
         if self.anonymous and self.credentials_factory is not None:
             raise ConfigError("anonymous and credentials_factory exclude each other", hint="leave one of them out")
-        for name in ("connect_timeout_s", "read_timeout_s", "max_pool_connections"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name}={getattr(self, name)!r} is out of range", hint="it must be above 0")
-        for name in ("user_project", "kms_key_name", "storage_class"):
-            if not _HEADER_VALUE.fullmatch(getattr(self, name) or ""):
-                raise ConfigError(f"{name} is not plain ASCII", hint="copy it as the provider shows it")
+        check_above_zero(self, ("connect_timeout_s", "read_timeout_s", "max_pool_connections"))
+        check_header_values(self, ("user_project", "kms_key_name", "storage_class"))
         for key, value in self.metadata.items():
-            if not (_HEADER_NAME.fullmatch(key) and _HEADER_VALUE.fullmatch(value)):
+            if not (_HEADER_NAME.fullmatch(key) and is_header_value(value)):
                 raise ConfigError(
                     f"the custom metadata {key!r} cannot be stored", hint="keys and values must be plain ASCII"
                 )

@@ -10,22 +10,27 @@ from typing import Any, Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 from dcp_cloud.errors import ConfigError
+from dcp_cloud.stores.config_checks import (
+    check_above_zero,
+    check_choices,
+    check_header_values,
+    is_header_value,
+    own_texts,
+)
 
 _AddressingStyle: TypeAlias = Literal["auto", "virtual", "path"]
 _Compatibility: TypeAlias = Literal["none", "r2"]
 _Checksums: TypeAlias = Literal["when_supported", "when_required"]
 _Encryption: TypeAlias = Literal["AES256", "aws:kms", "aws:kms:dsse"]
-_CHOICES: Mapping[str, Any] = MappingProxyType(
+_CHOICES: Mapping[str, tuple[str | None, ...]] = MappingProxyType(
     {
-        "addressing_style": _AddressingStyle,
-        "compatibility": _Compatibility,
-        "checksums": _Checksums,
-        "encryption": _Encryption,
+        "addressing_style": get_args(_AddressingStyle),
+        "compatibility": get_args(_Compatibility),
+        "checksums": get_args(_Checksums),
+        "encryption": (None, *get_args(_Encryption)),
     }
 )
-# What can stand in an HTTP header field: metadata and names of keys and classes travel in them.
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-_HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 # Objects of these classes have to be restored before they can be read.
 # Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/restoring-objects.html
 _ARCHIVES = ("GLACIER", "DEEP_ARCHIVE")
@@ -107,18 +112,12 @@ class S3Config:
     tags: Mapping[str, str] = field(default_factory=dict, metadata={"argument_only": True})
     metadata: Mapping[str, str] = field(default_factory=dict, metadata={"argument_only": True})
     customer_key: Callable[[], bytes] | None = field(default=None, repr=False, metadata={"argument_only": True})
-    session_factory: Callable[[], Any] | None = field(default=None, metadata={"argument_only": True})
+    session_factory: Callable[[], Any] | None = field(default=None, repr=False, metadata={"argument_only": True})
 
     def __post_init__(self) -> None:
-        for name in ("tags", "metadata"):
-            object.__setattr__(self, name, dict(getattr(self, name)))  # other mappings may not pickle
-        for name in ("connect_timeout_s", "read_timeout_s", "max_pool_connections"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name}={getattr(self, name)!r} is out of range", hint="it must be above 0")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in (None, *get_args(choices)):
-                hint = f"use one of {', '.join(get_args(choices))}"
-                raise ConfigError(f"{name}={getattr(self, name)!r} is not known", hint=hint)
+        own_texts(self, ("tags", "metadata"))
+        check_above_zero(self, ("connect_timeout_s", "read_timeout_s", "max_pool_connections"))
+        check_choices(self, _CHOICES)
         self._check_endpoint()
         self._check_encryption()
         self._check_new_objects()
@@ -165,11 +164,9 @@ class S3Config:
                 f"objects of the storage class {self.storage_class} cannot be read as they are",
                 hint="use GLACIER_IR, or let a lifecycle rule archive old checkpoints",
             )
-        for name in ("kms_key_id", "storage_class", "access_point"):
-            if not _HEADER_VALUE.fullmatch(getattr(self, name) or ""):
-                raise ConfigError(f"{name} is not plain ASCII", hint="copy it as the provider shows it")
+        check_header_values(self, ("kms_key_id", "storage_class", "access_point"))
         for key, value in self.metadata.items():
-            if not (_HEADER_NAME.fullmatch(key) and _HEADER_VALUE.fullmatch(value)):
+            if not (_HEADER_NAME.fullmatch(key) and is_header_value(value)):
                 raise ConfigError(f"the metadata {key!r} cannot be stored", hint="keys and values must be plain ASCII")
         if len(self.tags) > _MAX_TAGS:
             raise ConfigError(f"{len(self.tags)} tags are too many", hint=f"an object has {_MAX_TAGS} at most")

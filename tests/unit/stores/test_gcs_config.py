@@ -60,6 +60,8 @@ def test_credentials_are_no_option():
         {"storage_class": "é"},
         {"metadata": {"a b": "1"}},
         {"metadata": {"a": "1\n"}},
+        {"metadata": {"step": 100}},
+        {"metadata": {100: "step"}},
     ],
 )
 def test_bad_settings_are_refused_at_once(settings: dict[str, object]):
