@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -164,7 +165,7 @@ class AzureStore:
 
     def list(self, prefix: str = "") -> Iterator[ObjectMeta]:
         """List all objects below a prefix."""
-        return (_meta(found) for found in self._list(prefix, include="metadata") if not _is_folder(found))
+        return (_meta(found) for found in self._list(prefix, include=["metadata"]) if not _is_folder(found))
 
     def list_prefixes(self, prefix: str = "") -> Iterator[str]:
         """List the names of the next level. On an account with hierarchical namespace, empty directories too."""
@@ -176,9 +177,10 @@ class AzureStore:
 
     def list_multiparts(self, prefix: str = "") -> Iterator[AzureUpload]:
         """List unfinished uploads of this package, except those for keys that have an object already."""
-        for found in self._list(prefix, include="uncommittedblobs"):
+        # With metadata, which tells directories: they have no blocks, and asking for them is an error.
+        for found in self._list(prefix, include=["metadata", "uncommittedblobs"]):
             # The listing does not tell uncommitted blobs from empty ones.
-            if not found.size:
+            if not found.size and not _is_folder(found):
                 yield from find_uploads(self.client, found.name)
 
     def close(self) -> None:
@@ -203,7 +205,7 @@ class AzureStore:
             found = blob.download_blob(offset=start, length=length, **freight, **encryption, **condition)
         return _meta(found.properties)
 
-    def _list(self, prefix: str, *, include: str) -> Iterator[BlobProperties]:
+    def _list(self, prefix: str, *, include: builtins.list[str]) -> Iterator[BlobProperties]:
         with self._translated("list_blobs", prefix):
             start = below(prefix)
             for found in self.client.container.list_blobs(start or None, include=include, **ship(prefix)):

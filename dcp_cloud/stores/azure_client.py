@@ -6,14 +6,18 @@ import base64
 import hashlib
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
+from azure.core.exceptions import AzureError
 from azure.storage.blob import BlobServiceClient, ContainerClient, CustomerProvidedEncryptionKey, StandardBlobTier
 
-from dcp_cloud.errors import ConfigError, InvalidRequestError, MissingExtraError
+from dcp_cloud.errors import ConfigError, DcpCloudError, InvalidRequestError, MissingExtraError
 from dcp_cloud.stores.azure_config import AzureConfig
 from dcp_cloud.stores.azure_errors import translated
 from dcp_cloud.stores.azure_transport import WireTransport
+from dcp_cloud.stores.customer_key import read_customer_key
 from dcp_cloud.stores.wire import Wire, WireConfig
 from dcp_cloud.uri import StoreURI
 
@@ -69,7 +73,7 @@ class AzureClient:
         if self.config.customer_key is None:
             return {}
         if self._key is None:
-            self._key = _customer_key(self.config.customer_key())
+            self._key = _encryption_key(read_customer_key(self.config.customer_key))
         return {"cpk": self._key}
 
     def writing(self) -> dict[str, Any]:
@@ -95,7 +99,7 @@ class AzureClient:
 
 
 def _make_service(uri: StoreURI, config: AzureConfig) -> BlobServiceClient:
-    account = config.account or uri.account
+    account = config.account or uri.account or _account_at(config.account_url)
     url = config.account_url or uri.endpoint
     options = _options(config)
     if config.credential_factory is None and not config.anonymous:
@@ -115,16 +119,39 @@ def _make_service(uri: StoreURI, config: AzureConfig) -> BlobServiceClient:
                 "or set AZURE_STORAGE_ACCOUNT or AZURE_STORAGE_CONNECTION_STRING",
             )
         url = f"https://{account}.blob.core.windows.net"
-    credential = _find_credential(account, environment, config)
+    credential = _find_credential(url, account, environment, config)
     return BlobServiceClient(url, credential=credential, **options)
 
 
-def _find_credential(account: str | None, environment: str | None, config: AzureConfig) -> Any:  # noqa: ANN401
+def _account_at(url: str | None) -> str | None:
+    """Tell which account an address belongs to; None for a domain of its owner's."""
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    name, _, domain = (parts.hostname or "").partition(".")
+    if "blob" in domain.split("."):
+        return name.removesuffix("-secondary")
+    # Servers that have no name for each account (Azurite) have it in the path.
+    return parts.path.strip("/").partition("/")[0] or None
+
+
+def _ask(factory: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever the SDK takes
+    try:
+        return factory()
+    except (DcpCloudError, AzureError):
+        raise  # the SDK's own failures to sign in say what they are
+    except Exception as error:
+        raise ConfigError(
+            "credential_factory failed", cause=type(error).__name__, hint="call it yourself to see why"
+        ) from error
+
+
+def _find_credential(url: str, account: str | None, environment: str | None, config: AzureConfig) -> Any:  # noqa: ANN401
     """Find a credential: a key, a signature or something that gets tokens; None for none."""
     if config.anonymous:
         return None
     if config.credential_factory is not None:
-        return config.credential_factory()
+        return _ask(config.credential_factory)
     if environment is None or account in (None, environment):
         account = account or environment
         key = os.environ.get("AZURE_STORAGE_KEY") or os.environ.get("AZURE_STORAGE_ACCOUNT_KEY")
@@ -132,6 +159,14 @@ def _find_credential(account: str | None, environment: str | None, config: Azure
             return {"account_name": account, "account_key": key}
         if signature := os.environ.get("AZURE_STORAGE_SAS_TOKEN"):
             return signature
+    if url.startswith("http://"):
+        # The SDK would say only that tokens need https.
+        raise ConfigError(
+            "there is no credential that may be used at this address",
+            key=url,
+            cause="a token is not sent over http, and there is no key or signature of this account",
+            hint="set AZURE_STORAGE_ACCOUNT, and AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN, to those of the account",
+        )
     try:
         from azure.identity import DefaultAzureCredential  # noqa: PLC0415 - not needed with a key or a signature
     except ModuleNotFoundError as error:
@@ -141,9 +176,7 @@ def _find_credential(account: str | None, environment: str | None, config: Azure
     return DefaultAzureCredential()
 
 
-def _customer_key(secret: bytes) -> CustomerProvidedEncryptionKey:
-    if len(secret) != 32:
-        raise ConfigError(f"customer_key gave {len(secret)} bytes", hint="it must give a 32-byte AES-256 key")
+def _encryption_key(secret: bytes) -> CustomerProvidedEncryptionKey:
     digest = hashlib.sha256(secret).digest()
     return CustomerProvidedEncryptionKey(base64.b64encode(secret).decode(), base64.b64encode(digest).decode())
 

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from dcp_cloud.errors import ConfigError
+from dcp_cloud.stores.customer_key import read_customer_key
 from dcp_cloud.stores.s3_config import S3Config
 
 # Directory buckets (S3 Express One Zone) and their access points are told by their names.
@@ -46,8 +47,11 @@ class RequestArguments:
             }
         )
         # The SDK makes the Base64 form and the MD5 that go with it.
-        key = _customer_key(config)
-        self._customer_key = {} if key is None else {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": key}
+        self._customer_key = (
+            {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": read_customer_key(config.customer_key)}
+            if config.customer_key is not None
+            else {}
+        )
 
     def of(self, operation: str) -> dict[str, Any]:
         """Give what an operation needs.
@@ -98,17 +102,3 @@ def check_directory_bucket(bucket: str, config: S3Config) -> None:
 
 def _present(arguments: Mapping[str, object]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
-
-
-def _customer_key(config: S3Config) -> bytes | None:
-    if config.customer_key is None:
-        return None
-    try:
-        key = config.customer_key()
-    except Exception as error:
-        raise ConfigError(
-            "customer_key failed", cause=type(error).__name__, hint="call it yourself to see why"
-        ) from error
-    if len(key) != 32:
-        raise ConfigError(f"customer_key gave {len(key)} bytes", hint="it must give a 32-byte AES-256 key")
-    return bytes(key)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
+import re
 import uuid
 from collections.abc import Callable
 
@@ -11,7 +13,7 @@ import pytest
 
 from dcp_cloud.errors import ConfigError
 from dcp_cloud.stores.base import IfAbsent, IfMatch, ObjectStore
-from tests.azure.stub import STORED, Reply, Request, Stub, content
+from tests.azure.stub import STORED, Reply, Request, Stub, content, refusal
 
 Open = Callable[..., ObjectStore]
 
@@ -74,6 +76,40 @@ def test_a_customer_key_stands_on_every_request_that_needs_it(tls_stub: Stub, op
         assert request.headers["x-ms-encryption-algorithm"] == "AES256"
 
 
+def _no_name() -> bytes:
+    return os.environ["NO_SUCH_NAME"].encode()
+
+
+def _text() -> bytes:
+    return "x" * 32  # type: ignore[return-value]  # what somebody might give by mistake
+
+
+@pytest.mark.parametrize("give", [_no_name, _text, bytes])
+@pytest.mark.parametrize("verb", ["head", "get", "put", "create_multipart"])
+def test_a_customer_key_that_is_none_is_a_setting_that_is_wrong(
+    tls_stub: Stub, open_at: Open, give: Callable[[], bytes], verb: str
+):
+    """Whatever the function raises or gives, it is an error of this package, and nothing is sent."""
+    store = open_at(tls_stub, customer_key=give)
+    arguments: dict[str, dict[str, object]] = {"get": {"max_bytes": 1}, "put": {"data": _PIECES}}
+    with pytest.raises(ConfigError, match="customer_key"):
+        getattr(store, verb)("a", **arguments.get(verb, {}))
+    assert tls_stub.requests == []
+
+
+@pytest.mark.parametrize("setting", ["AZURE_STORAGE_KEY", "AZURE_STORAGE_SAS_TOKEN"])
+def test_nothing_of_one_account_goes_to_the_address_of_another(
+    stub: Stub, open_at: Open, monkeypatch: pytest.MonkeyPatch, setting: str
+):
+    """Neither a signature nor what was signed with a key leaves for an address that names another account."""
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "mine")
+    monkeypatch.delenv("AZURE_STORAGE_KEY")
+    monkeypatch.setenv(setting, "c2VjcmV0IGtleQ==" if setting == "AZURE_STORAGE_KEY" else "sv=2024-11-04&sig=c2VjcmV0")
+    with pytest.raises(ConfigError, match="no key or signature of this account"):
+        open_at(stub).put("a", _PIECES)
+    assert stub.requests == []
+
+
 def test_a_customer_key_is_not_sent_in_the_clear(stub: Stub, open_at: Open):
     """Over http the store refuses before anything is sent."""
     with pytest.raises(ConfigError):
@@ -131,7 +167,7 @@ def test_redirects_are_not_followed(stub: Stub, open_at: Open):
 
 
 def test_a_folder_of_a_hierarchical_account_is_no_object(stub: Stub, open_at: Open):
-    """Directories are listed as empty blobs with a mark; they are neither listed nor found."""
+    """Directories are listed as empty blobs with a mark; they are neither listed nor found, nor asked for blocks."""
     listing = b"""<?xml version="1.0" encoding="utf-8"?><EnumerationResults><Blobs>
       <Blob><Name>run</Name><Properties>
         <Etag>0x1</Etag><Content-Length>0</Content-Length><BlobType>BlockBlob</BlobType></Properties>
@@ -142,14 +178,26 @@ def test_a_folder_of_a_hierarchical_account_is_no_object(stub: Stub, open_at: Op
         <Etag>0x3</Etag><Content-Length>0</Content-Length><BlobType>BlockBlob</BlobType></Properties></Blob>
     </Blobs><NextMarker/></EnumerationResults>"""
 
+    name = base64.b64encode(b"dcp" + b"0" * 26 + b"-begin").decode()
+    blocks = (
+        f"<BlockList><UncommittedBlocks><Block><Name>{name}</Name><Size>1</Size></Block></UncommittedBlocks></BlockList>"
+    ).encode()
+    xml = {"Content-Type": "application/xml"}
+
     def answer(request: Request) -> Reply:
         if request.method == "HEAD":
             return Reply(200, {**STORED.headers, "x-ms-meta-hdi_isfolder": "true"})
-        return Reply(200, {"Content-Type": "application/xml"}, listing)
+        if "comp=blocklist" in request.path:
+            return refusal(409, "ResourceTypeMismatch") if "/run?" in request.path else Reply(200, xml, blocks)
+        # The service gives metadata to those who ask for them.
+        return Reply(
+            200, xml, listing if "metadata" in request.path else re.sub(b"(?s)<Metadata>.*?</Metadata>", b"", listing)
+        )
 
     stub.answer = answer
     store = open_at(stub)
     assert [(meta.key, meta.size_bytes) for meta in store.list()] == [("run/a", 3), ("run/b", 0)]
+    assert [upload.key for upload in store.list_multiparts()] == ["run/b"]
     with pytest.raises(FileNotFoundError):
         store.head("run")
 

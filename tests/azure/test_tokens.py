@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from azure.core.credentials import AccessToken
 from azure.core.exceptions import ClientAuthenticationError
 from azure.identity import CredentialUnavailableError
 
-from dcp_cloud.errors import ConfigError, UnauthenticatedError
+from dcp_cloud.errors import ConfigError, DcpCloudError, UnauthenticatedError
 from dcp_cloud.stores.base import ObjectStore
 from tests.azure.stub import STORED, Reply, Request, Stub
 
@@ -84,6 +85,27 @@ def test_no_token_is_unauthenticated(tls_stub: Stub, open_at: Open, kind: type[C
     store = open_at(tls_stub, credential_factory=lambda: Tokens(error=kind("no identity here")))
     with pytest.raises(UnauthenticatedError, match="AZURE_STORAGE_KEY"):
         store.head("a")
+    assert tls_stub.requests == []
+
+
+def _no_name() -> object:
+    return os.environ["NO_SUCH_NAME"]
+
+
+def _no_sign_in() -> object:
+    raise CredentialUnavailableError("no identity here")
+
+
+@pytest.mark.parametrize(("make", "kind"), [(_no_name, ConfigError), (_no_sign_in, UnauthenticatedError)])
+def test_a_factory_that_fails_is_an_error_of_this_package(
+    tls_stub: Stub, open_at: Open, make: Callable[[], object], kind: type[DcpCloudError]
+):
+    """Whatever it raises; a failed sign-in stays one."""
+    store = open_at(tls_stub, credential_factory=make)
+    for call in (lambda: store.put("a", [memoryview(b"x")]), lambda: store.head("a"), lambda: list(store.list())):
+        with pytest.raises(kind) as caught:
+            call()
+        assert type(caught.value) is kind
     assert tls_stub.requests == []
 
 

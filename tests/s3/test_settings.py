@@ -159,7 +159,11 @@ def _no_key() -> bytes:
     raise OSError("the vault is closed, and the key was 'topsecret'")
 
 
-@pytest.mark.parametrize("give", [_short_key, _no_key])
+def _text() -> bytes:
+    return "topsecret" + "x" * 23  # type: ignore[return-value]  # what somebody might give by mistake
+
+
+@pytest.mark.parametrize("give", [_short_key, _no_key, _text])
 def test_a_bad_customer_key_sends_nothing(tls_stub: StubServer, open_s3: Open, give: Callable[[], bytes]):
     """A key of the wrong length, or none, is a mistake in the settings; the error does not repeat what was said."""
     with pytest.raises(ConfigError) as caught:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -41,12 +43,41 @@ def _client(uri: str, monkeypatch: pytest.MonkeyPatch, config: AzureConfig | Non
         {"max_pool_connections": 0},
         {"anonymous": True, "credential_factory": _credential},
         {"customer_key": bytes, "encryption_scope": "scope"},
+        {"checksums": "MD5"},
+        {"checksums": "sha256"},
+        {"checksums": None},
+        {"access_tier": "hot"},
+        {"access_tier": "Archive"},
+        {"encryption_scope": "größer"},
+        {"encryption_scope": "a\r\nx-evil: 1"},
+        {"metadata": {"step": 100}},
+        {"metadata": {100: "step"}},
+        {"metadata": {"run-id": "1"}},
+        {"metadata": {"1st": "1"}},
+        {"metadata": {"run": "ü"}},
+        {"metadata": {"run": "a\r\nx-ms-blob-type: PageBlob"}},
+        {"tags": {"step": 100}},
+        {"tags": {"a!": "1"}},
+        {"tags": {"a": "ü"}},
+        {"tags": {"": "1"}},
+        {"tags": {"a" * 129: "1"}},
+        {"tags": {"a": "1" * 257}},
+        {"tags": {f"t{number}": "" for number in range(11)}},
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any]):
     """A setting that cannot work is refused when it is made."""
     with pytest.raises(ConfigError):
         AzureConfig(**settings)
+
+
+def test_settings_travel_whatever_mapping_they_were_given():
+    """Settings go to worker processes; what a function may hold is not shown."""
+    texts = MappingProxyType({"job_1": "a-b c"})
+    config = AzureConfig(tags=texts, metadata=texts, access_tier="Cold", credential_factory=partial(str, "topsecret"))
+    copy = pickle.loads(pickle.dumps(config))
+    assert (copy.tags, copy.metadata, copy.access_tier) == (dict(texts), dict(texts), "Cold")
+    assert "topsecret" not in repr(config)
 
 
 def test_a_signature_does_not_belong_into_the_url():
@@ -72,6 +103,42 @@ def test_a_connection_string_says_it_all(monkeypatch: pytest.MonkeyPatch):
     """It names account, address and key."""
     container = _client("az://box", monkeypatch, AZURE_STORAGE_CONNECTION_STRING=_STRING)
     assert container.url == "https://stringaccount.blob.core.windows.net/box"
+    assert container.credential.account_key == _KEY
+
+
+@pytest.mark.parametrize(
+    ("url", "account"),
+    [
+        ("https://mine.blob.core.windows.net", "mine"),
+        ("https://mine-secondary.blob.core.windows.net/", "mine"),
+        ("https://mine.privatelink.blob.core.windows.net", "mine"),
+        ("https://mine.z01.blob.storage.azure.net", "mine"),
+        ("https://mine.blob.localhost:10000", "mine"),
+        ("https://127.0.0.1:10000/mine", "mine"),
+        ("https://localhost:10000/mine/", "mine"),
+        ("https://azurite:10000/mine", "mine"),
+        ("https://[::1]:10000/mine", "mine"),
+        ("https://blobs.example.com", None),
+    ],
+)
+@pytest.mark.parametrize("environment", ["mine", "other"])
+@pytest.mark.parametrize("signs", ["AZURE_STORAGE_KEY", "AZURE_STORAGE_SAS_TOKEN"])
+def test_an_address_tells_whose_credentials_it_gets(
+    monkeypatch: pytest.MonkeyPatch, url: str, account: str | None, environment: str, signs: str
+):
+    """A key and a signature go to the account that they belong to; where an address names none, to that address."""
+    config = AzureConfig(account_url=url)
+    value = _KEY if signs == "AZURE_STORAGE_KEY" else _SIGNATURE
+    container = _client("az://box", monkeypatch, config, **{"AZURE_STORAGE_ACCOUNT": environment, signs: value})
+    is_passed_over = type(container.credential).__name__ == "DefaultAzureCredential"
+    assert is_passed_over == (account not in (None, environment))
+    assert (_SIGNATURE in container.url) == (signs == "AZURE_STORAGE_SAS_TOKEN" and not is_passed_over)
+
+
+def test_an_account_that_is_given_owns_the_address(monkeypatch: pytest.MonkeyPatch):
+    """A name of one's own for the endpoint does not hide whose it is."""
+    config = AzureConfig(account="mine", account_url="https://alias.blob.example.com")
+    container = _client("az://box", monkeypatch, config, AZURE_STORAGE_ACCOUNT="mine", AZURE_STORAGE_KEY=_KEY)
     assert container.credential.account_key == _KEY
 
 
