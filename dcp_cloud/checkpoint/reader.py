@@ -18,6 +18,7 @@ from dcp_cloud.checkpoint.catalog import explain_absence
 from dcp_cloud.checkpoint.fetch import read_object
 from dcp_cloud.checkpoint.fill import PlanFiller
 from dcp_cloud.checkpoint.location import Location, StoreLike, URILike, is_checkpoint_uri
+from dcp_cloud.checkpoint.portable import portable_errors
 from dcp_cloud.checkpoint.summary import SummaryCollector, TransferSummary
 from dcp_cloud.checkpoint.tiling import check_tiling
 from dcp_cloud.config import KIB, MIB, TransferConfig
@@ -124,6 +125,7 @@ class CloudStorageReader(StorageReader):
         self._load_id = uuid.uuid4().hex
 
     # torch passes the rank only to a parameter that is literally called kwargs.
+    @portable_errors
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ANN401, ARG002
         """Read the commit.
 
@@ -160,6 +162,7 @@ class CloudStorageReader(StorageReader):
         self._failure = failure
         return Metadata(state_dict_metadata={}, planner_data={}, storage_data={})
 
+    @portable_errors
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401, ARG002, FBT001
         """Take the metadata to load by.
 
@@ -178,10 +181,12 @@ class CloudStorageReader(StorageReader):
         self._metadata = metadata
         self._is_rank_local = not kwargs.get("use_collectives", True)
 
+    @portable_errors
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Tell the coordinator which save this rank is about to load: each rank has read ``.metadata`` by itself."""
         return dataclasses.replace(plan, storage_data=self._save_seen())
 
+    @portable_errors
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
         """See that all ranks load the same save.
 
@@ -202,6 +207,7 @@ class CloudStorageReader(StorageReader):
             )
         return plans
 
+    @portable_errors
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Fill every target of the plan.
 

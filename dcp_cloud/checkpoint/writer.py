@@ -31,6 +31,7 @@ from dcp_cloud.checkpoint.commit import (
 from dcp_cloud.checkpoint.encode import EncodedItem, ItemEncoder, estimate_bytes
 from dcp_cloud.checkpoint.fetch import read_object
 from dcp_cloud.checkpoint.location import Location, StoreLike, URILike, is_checkpoint_uri
+from dcp_cloud.checkpoint.portable import portable_errors
 from dcp_cloud.checkpoint.summary import SummaryCollector, TransferSummary
 from dcp_cloud.config import TransferConfig
 from dcp_cloud.errors import (
@@ -154,6 +155,7 @@ class CloudStorageWriter(StorageWriter):
         return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=self._save.save_id)
 
     # torch passes rank and use_collectives only to a parameter that is literally called kwargs.
+    @portable_errors
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401, ARG002, FBT001
         """Look at what the save would replace.
 
@@ -175,14 +177,17 @@ class CloudStorageWriter(StorageWriter):
         if is_coordinator or not save.use_collectives:
             save.before = self._look_before(save)
 
+    @portable_errors
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Return the plan as it is: whatever it carried would be cached with it and used again by later saves."""
         return plan
 
+    @portable_errors
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Return the plans as they are: each rank names its own objects."""
         return plans
 
+    @portable_errors
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Store every item of the plan.
 
@@ -222,6 +227,7 @@ class CloudStorageWriter(StorageWriter):
         future.set_result(results)
         return future
 
+    @portable_errors
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Commit the checkpoint: one atomic write of ``.metadata``.
 

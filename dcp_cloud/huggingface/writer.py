@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from dcp_cloud.checkpoint.commit import Before, check_complete
 from dcp_cloud.checkpoint.location import StoreLike, URILike
+from dcp_cloud.checkpoint.portable import portable_errors
 from dcp_cloud.checkpoint.staging import row_major_blocks
 from dcp_cloud.checkpoint.writer import CloudStorageWriter, _Save
 from dcp_cloud.config import TransferConfig
@@ -95,6 +96,7 @@ class CloudHuggingFaceStorageWriter(CloudStorageWriter):
         self._consolidates = enable_consolidation
         self._existing: tuple[str, ...] = ()
 
+    @portable_errors
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Refuse what safetensors files cannot hold.
 
@@ -111,6 +113,7 @@ class CloudHuggingFaceStorageWriter(CloudStorageWriter):
         self._files.check(plan.items, may_be_shards=self._is_sharded)
         return plan
 
+    @portable_errors
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Name the files of all ranks, and withdraw the commit of the model that is replaced.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from typing import Any
 
@@ -39,6 +40,39 @@ COORDINATOR_ONLY = ("set_up", "finish", "finish, transient", "create_global_plan
 
 class PlannerError(RuntimeError):
     """A planner's own error."""
+
+
+class TwoArgumentsError(Exception):
+    """Pickles, but cannot be read again: pickle calls it with one argument."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.number = number
+
+
+class LockedError(Exception):
+    """Cannot be pickled at all."""
+
+    def __init__(self) -> None:
+        super().__init__("locked")
+        self.lock = threading.Lock()
+
+
+class NamelessError(LockedError):
+    """Cannot be pickled, and asking for its text fails."""
+
+    def __str__(self) -> str:
+        raise LockedError
+
+
+class Refusing:
+    """A value that cannot be pickled, for a reason of its own."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        raise self.error
 
 
 def _failing(base: type, step: str) -> Any:
@@ -102,4 +136,43 @@ def fail_at_every_step(uri: str, failing_rank: int, is_async: bool) -> dict[str,
             planner = _failing(dcp.DefaultLoadPlanner, step) if is_failing else None
             found[f"load planner: {step}"] = _told(lambda planner=planner: load(open_store(uri), planner))
     load(open_store(uri))
+    return found
+
+
+def fail_with_foreign_errors(uri: str, failing_rank: int) -> dict[str, tuple[list[str], float]]:
+    """Raise on one rank, in code that is not the package's, errors that do not survive pickling."""
+    rank = dist.get_rank()
+    is_failing = rank == failing_rank
+
+    def save(value: object = "x", planner: Any = None, hook: Any = None) -> None:
+        writer = CloudStorageWriter(uri, transfer=TRANSFER, on_event=hook)
+        dcp.save({f"v{rank}": value, "w": torch.ones(3)}, storage_writer=writer, planner=planner)
+
+    def load(planner: Any = None, hook: Any = None) -> None:
+        reader = CloudStorageReader(uri, transfer=TRANSFER, on_event=hook)
+        dcp.load({f"v{rank}": "", "w": torch.zeros(3)}, storage_reader=reader, planner=planner)
+
+    def told(work: Any, *, value: object = None, planner: Any = None, hook: Any = None) -> tuple[list[str], float]:
+        arguments = {"value": value, "planner": planner, "hook": hook} if is_failing else {}
+        return _told(lambda: work(**{name: given for name, given in arguments.items() if given is not None}))
+
+    def fails(error: Exception) -> Any:
+        def fail(*args: Any) -> None:
+            raise error
+
+        return fail
+
+    def planner(base: type, step: str, error: Exception) -> Any:
+        return type("Failing", (base,), {step: fails(error)})()
+
+    save()
+    found = {}
+    for error in (TwoArgumentsError("two", 2), LockedError(), NamelessError()):
+        name = type(error).__name__
+        found[f"{name}: value"] = told(save, value=Refusing(error))
+        found[f"{name}: resolve_data"] = told(save, planner=planner(dcp.DefaultSavePlanner, "resolve_data", error))
+        found[f"{name}: hook of a save"] = told(save, hook=fails(error))
+        found[f"{name}: load_bytes"] = told(load, planner=planner(dcp.DefaultLoadPlanner, "load_bytes", error))
+        found[f"{name}: hook of a load"] = told(load, hook=fails(error))
+    load()
     return found

@@ -33,3 +33,14 @@ def test_every_rank_hears_of_a_failure_at_any_step(place: Place, failing_rank: i
         assert max(duration_s, second[step][1]) < _QUICK_S, step
     store = open_store(uri)
     assert not list(store.list_multiparts())
+
+
+@pytest.mark.parametrize("failing_rank", [0, 1])
+@pytest.mark.parametrize("place", ["file"], indirect=True)
+def test_errors_that_do_not_pickle_are_heard_too(place: Place, failing_rank: int) -> None:
+    """What values, planners and hooks raise reaches all ranks at once, also if it cannot be pickled or read again."""
+    first, second = run_ranks(2, failure_jobs.fail_with_foreign_errors, place(), failing_rank)
+    assert len(first) == 15
+    for step, (told, duration_s) in first.items():
+        assert told == second[step][0] == ["CheckpointError"], step
+        assert max(duration_s, second[step][1]) < _QUICK_S, step
