@@ -1,17 +1,15 @@
-"""Fixtures for all tests: a clean environment, servers by name, fresh buckets."""
+"""For all tests: a clean environment, and the package's own fixtures: servers by name, fresh buckets."""
 
 from __future__ import annotations
 
 import signal
-import uuid
-from collections.abc import Callable, Iterator
 
 import hypothesis
 import pytest
 
-from dcp_cloud.testing import ObjectServer
 from tests.support.environment import isolate
-from tests.support.servers import ServerPool
+
+pytest_plugins = ["dcp_cloud.testing.fixtures"]
 
 # No deadline: the time of one example says more about the machine's other work than about the code.
 # Another seed each time, in CI too.
@@ -47,33 +45,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees credentials or configuration of the machine it runs on."""
     isolate(monkeypatch)
-
-
-@pytest.fixture(scope="session")
-def servers() -> Iterator[Callable[[str], ObjectServer]]:
-    """Give a running server by name (see ``tests.support.servers``); it is started once and shared by all tests."""
-    pool = ServerPool()
-    yield pool.get
-    pool.close()
-
-
-@pytest.fixture
-def bucket_uri(servers: Callable[[str], ObjectServer], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
-    """Make a fresh bucket: ``bucket_uri("moto", "prefix", part_size="5MiB") -> uri``.
-
-    Sets the environment in which the URI can be opened; the bucket is emptied and deleted after the test.
-    """
-    made: list[tuple[ObjectServer, str]] = []
-
-    def make(server_name: str, prefix: str = "run", **options: str) -> str:
-        server = servers(server_name)
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        bucket = f"test-{uuid.uuid4().hex[:12]}"
-        server.create_bucket(bucket)
-        made.append((server, bucket))
-        return server.uri(bucket, prefix, **options)
-
-    yield make
-    for server, bucket in made:
-        server.delete_bucket(bucket)

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from dcp_cloud.errors import DcpCloudError
 from dcp_cloud.stores.registry import open_store
 from dcp_cloud.testing import AzuriteServer, FakeGCSServer, MotoServer, ObjectServer
+from dcp_cloud.testing.servers.access import MISLEADING_VARIABLES
 from dcp_cloud.uri import StoreURI
 
 _SERVERS: Mapping[str, type[ObjectServer]] = MappingProxyType(
@@ -29,8 +30,6 @@ _BUCKET = "demo"
 # moto copies the whole object for each ranged read, so there have to be few of them: long ones, and across the gaps
 # that other ranks' rows leave. A read is no longer than a connection's share of the load.
 _OPTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType({"s3": {"max_gap": "8MiB", "max_concurrency": "4"}})
-# What would turn the SDKs away from the embedded server.
-_MISLEADING = ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +120,7 @@ def _remove(uri: StoreURI) -> None:
 
 @contextmanager
 def _set(environment: Mapping[str, str]) -> Iterator[None]:
-    names = {*environment, *_MISLEADING}
+    names = {*environment, *MISLEADING_VARIABLES}
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
     os.environ.update(environment)
     try:

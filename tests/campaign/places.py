@@ -14,8 +14,8 @@ from pathlib import Path
 from dcp_cloud import open_store
 from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.stores.prefix import PrefixStore
+from dcp_cloud.testing.servers import LOCAL_SERVERS
 from tests.campaign.plan import LOCAL_STORES
-from tests.support.servers import LOCAL_SERVERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-SERVERS = ("moto", "ceph", "ceph-tls", "fake-gcs", "azurite")
+from dcp_cloud.testing.servers import joining_servers, server_names
+
+SERVERS = server_names(os.environ)
 # One production server stands for all where the store does not matter; the conformance suite sees to the others.
 FAST_SERVER = "ceph"
 
@@ -38,4 +41,6 @@ def _below(base: str) -> Callable[..., str]:
 
 every_store = pytest.mark.parametrize("place", ["memory", "file", *SERVERS], indirect=True)
 every_server = pytest.mark.parametrize("place", ["file", *SERVERS], indirect=True)
-every_cloud = pytest.mark.parametrize("place", ["ceph", "fake-gcs", "azurite"], indirect=True)
+# One server for each provider's protocol, and those that the environment adds.
+CLOUDS = ("ceph", "fake-gcs", "azurite", *joining_servers(os.environ))
+every_cloud = pytest.mark.parametrize("place", CLOUDS, indirect=True)

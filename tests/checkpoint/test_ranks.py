@@ -9,7 +9,7 @@ import pytest
 from dcp_cloud import StoreURI, open_store
 from dcp_cloud.errors import CheckpointNotFoundError
 from tests.checkpoint import rank_jobs
-from tests.checkpoint.conftest import every_cloud, every_server
+from tests.checkpoint.conftest import CLOUDS, SERVERS, every_server
 from tests.checkpoint.states import equal
 from tests.support.ranks import RankError, run_ranks
 
@@ -64,7 +64,7 @@ def test_a_failing_part_fails_the_save_on_every_rank(place: Place, fault: dict) 
     assert set(run_ranks(2, rank_jobs.load_outcome, uri)) == {"IncompleteCheckpointError"}
 
 
-@every_cloud
+@every_server
 def test_a_rank_killed_before_the_commit_leaves_the_old_checkpoint(place: Place) -> None:
     """kill -9 between the data and the commit: the checkpoint that was there is what is loaded."""
     uri = place()
@@ -74,16 +74,17 @@ def test_a_rank_killed_before_the_commit_leaves_the_old_checkpoint(place: Place)
     assert run_ranks(2, rank_jobs.load_tensors, uri, 1) == [[], []]
 
 
-@every_cloud
+_NEEDS_PROCESS_SAVES = pytest.mark.skipif(not rank_jobs.HAS_PROCESS_SAVES, reason="torch 2.6 saves in threads only")
+
+
 @pytest.mark.parametrize(
-    "kind",
+    ("place", "kind"),
     [
-        "thread",
-        pytest.param(
-            "process",
-            marks=pytest.mark.skipif(not rank_jobs.HAS_PROCESS_SAVES, reason="torch 2.6 saves in threads only"),
-        ),
+        *((server, "thread") for server in SERVERS),
+        # Each rank starts a process, which takes seconds: once for each protocol.
+        *(pytest.param(server, "process", marks=_NEEDS_PROCESS_SAVES) for server in CLOUDS),
     ],
+    indirect=["place"],
 )
 def test_background_saves_succeed_and_fail_by_themselves(place: Place, kind: str) -> None:
     """An async save that fails is reported by its own future; those before and after it are whole."""

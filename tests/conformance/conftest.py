@@ -14,13 +14,14 @@ import pytest
 from dcp_cloud.stores import memory
 from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.stores.registry import open_store
-from dcp_cloud.testing import ObjectServer, external_servers
+from dcp_cloud.testing import ObjectServer
+from dcp_cloud.testing.servers import joining_servers
 from dcp_cloud.uri import StoreURI
 from tests.conformance.deviations import DEVIATIONS
 from tests.conformance.oracles import FileOracle, MemoryOracle, Oracle, server_oracle
 
 # A new store is one line here, and one more for each server that it is to be tested on.
-STORES: Mapping[str, str | None] = MappingProxyType(
+_LOCAL_STORES: Mapping[str, str | None] = MappingProxyType(
     {
         "memory": None,
         "file": None,
@@ -29,10 +30,22 @@ STORES: Mapping[str, str | None] = MappingProxyType(
         "s3-ceph-tls": "ceph-tls",
         "azure-azurite": "azurite",
         "gcs-fake": "fake-gcs",
-        **{f"external-{name}": name for name in external_servers(os.environ)},
     }
 )
-"""Store to server, where it needs one."""
+
+
+def stores(environment: Mapping[str, str]) -> Mapping[str, str | None]:
+    """Name each store, and the server that it needs, if it needs one.
+
+    A server that the environment names in place of a local one keeps the name, and so the deviations, of that one.
+
+    Args:
+        environment: Usually ``os.environ``.
+    """
+    return {**_LOCAL_STORES, **{f"external-{name}": name for name in joining_servers(environment)}}
+
+
+STORES = stores(os.environ)
 
 
 @dataclass(frozen=True)

@@ -357,7 +357,7 @@ def main() -> None:
         environment: Mapping[str, str] = {}
         uri = options.uri
         if uri is None:
-            from tests.support.servers import LOCAL_SERVERS
+            from dcp_cloud.testing.servers import LOCAL_SERVERS
 
             server = stack.enter_context(LOCAL_SERVERS[options.server]())
             environment = server.environment

@@ -11,9 +11,9 @@ import pytest
 
 from dcp_cloud.errors import DcpCloudError, MissingExtraError
 from dcp_cloud.testing import AzuriteServer, ExternalServer, MotoServer, ObjectServer, external_servers
-from dcp_cloud.testing.servers import S3Access
+from dcp_cloud.testing.fixtures import running_server
+from dcp_cloud.testing.servers import LOCAL_SERVERS, S3Access, ServerPool
 from dcp_cloud.testing.servers.process import ServerEndedError, running
-from tests.support.servers import LOCAL_SERVERS, ServerPool
 
 
 def put_and_get(server: ObjectServer, bucket: str, key: str, data: bytes) -> bytes:
@@ -39,9 +39,9 @@ def test_a_server_stores_an_object_and_leaves_nothing(name: str, tmp_path: Path,
     """A started server takes and gives an object through the official SDK; stopped, it has left no process, no file."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     before = descendants()
-    pool = ServerPool()
+    pool = ServerPool(os.environ)
     try:
-        server = pool.get(name)
+        server = running_server(pool, name)
         server.create_bucket("test-bucket")
         assert put_and_get(server, "test-bucket", "a/b c", b"bytes") == b"bytes"
         server.delete_bucket("test-bucket")
@@ -126,11 +126,21 @@ def test_a_missing_server_is_a_failure_where_servers_are_required(monkeypatch: p
     """In CI a server that is not there fails the test instead of skipping it."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("DCP_CLOUD_AZURITE", str(tmp_path))
-    monkeypatch.delenv("DCP_CLOUD_TEST_AZURE_ENDPOINT", raising=False)
     monkeypatch.setenv("DCP_CLOUD_REQUIRE_SERVERS", "1")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(pytest.fail.Exception, match="azurite is not installed"):
-        ServerPool().get("azurite")
+        running_server(ServerPool({}), "azurite")
+    monkeypatch.delenv("DCP_CLOUD_REQUIRE_SERVERS")
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match=r"npm install .* azurite@"):
+        running_server(ServerPool({}), "azurite")
+
+
+def test_a_server_that_nobody_knows_is_an_error():
+    """A wrong name is told with the right ones, those of the environment among them."""
+    pool = ServerPool({"DCP_CLOUD_TEST_MINIO_ENDPOINT": "http://127.0.0.1:9000"})
+    with pytest.raises(DcpCloudError, match=r"no server is called 's3'(.|\n)*moto.*minio"):
+        pool.get("s3")
 
 
 def test_a_server_that_is_not_running_has_no_address():

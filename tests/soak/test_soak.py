@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
+import os
 import threading
 import time
 import zlib
@@ -16,9 +17,9 @@ import pytest
 from dcp_cloud.errors import NotFoundError
 from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.stores.registry import open_store
+from dcp_cloud.testing.servers import server_names
 from tests.conformance.data import noise
 from tests.support.resources import MIB, open_files, resident_bytes
-from tests.support.servers import server_names
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class _Soak:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("server", server_names())
+@pytest.mark.parametrize("server", server_names(os.environ))
 def test_what_a_store_takes_it_gives_back(
     bucket_uri: Callable[..., str],
     server: str,

@@ -9,8 +9,10 @@ from dcp_cloud.testing.servers.ceph import CephServer
 from dcp_cloud.testing.servers.external import ExternalServer, external_servers
 from dcp_cloud.testing.servers.fake_gcs import FakeGCSServer
 from dcp_cloud.testing.servers.moto import MotoServer
+from dcp_cloud.testing.servers.pool import LOCAL_SERVERS, ServerPool, joining_servers, server_names
 
 __all__ = [
+    "LOCAL_SERVERS",
     "Access",
     "AzureAccess",
     "AzuriteServer",
@@ -21,5 +23,8 @@ __all__ = [
     "MotoServer",
     "ObjectServer",
     "S3Access",
+    "ServerPool",
     "external_servers",
+    "joining_servers",
+    "server_names",
 ]
