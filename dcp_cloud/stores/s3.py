@@ -162,8 +162,12 @@ class S3Store:
 
     def list_multiparts(self, prefix: str = "") -> Iterator[S3Upload]:
         """List unfinished uploads."""
-        for page in self.client.pages("list_multipart_uploads", subject=prefix, Prefix=below(prefix)):
+        start = below(prefix)
+        asked_for = start if self._dialect.lists_uploads_by_prefix else ""
+        for page in self.client.pages("list_multipart_uploads", subject=prefix, Prefix=asked_for):
             for entry in page.get("Uploads", ()):
+                if not entry["Key"].startswith(start):
+                    continue
                 yield S3Upload(
                     self,
                     entry["Key"],

@@ -19,7 +19,7 @@ from dcp_cloud.stores.config_checks import (
 )
 
 _AddressingStyle: TypeAlias = Literal["auto", "virtual", "path"]
-_Compatibility: TypeAlias = Literal["none", "r2"]
+_Compatibility: TypeAlias = Literal["none", "ceph", "minio", "r2"]
 _Checksums: TypeAlias = Literal["when_supported", "when_required"]
 _Encryption: TypeAlias = Literal["AES256", "aws:kms", "aws:kms:dsse"]
 _CHOICES: Mapping[str, tuple[str | None, ...]] = MappingProxyType(
@@ -51,8 +51,9 @@ class S3Config:
         profile: Profile of the AWS configuration files.
         addressing_style: Whether the bucket stands in the path or in the host name. ``auto``: in the path for a
             custom endpoint, in the host name otherwise.
-        compatibility: ``r2`` for Cloudflare R2: its form of conditions, its limits, its region. Ceph, MinIO and most
-            others need none.
+        compatibility: Whose ways to follow. ``r2``, Cloudflare R2: its form of conditions, its limits, its region.
+            ``minio``: how it lists unfinished uploads. ``ceph``: its form of conditions, which is also that of
+            ``none``; most others need none.
         checksums: ``when_supported`` sends a CRC-32 with every object and part, which S3 verifies and stores;
             ``when_required`` sends none, for servers that refuse the newer checksum headers.
         access_point: ARN or alias of the access point through which to reach the bucket; it takes the bucket's place

@@ -37,12 +37,16 @@ class Dialect:
 
     Args:
         limits: Its limits.
+        lists_uploads_by_prefix: Whether a listing of unfinished uploads takes a prefix. MinIO takes it for a whole key;
+            without one it tells the uploads that were begun at the node that answers, since that was started.
+            Sources: https://github.com/minio/minio/issues/20989, https://github.com/minio/minio/pull/20407
         quotes_etags: Whether ``If-Match`` needs the quotes that HTTP prescribes. Amazon S3 and MinIO take both forms;
             Ceph and DigitalOcean take only the bare one, R2 only the quoted one.
         region: Its only region, if it has one.
     """
 
     limits: StoreLimits = _S3_LIMITS
+    lists_uploads_by_prefix: bool = True
     quotes_etags: bool = False
     region: str | None = None
 
@@ -61,6 +65,9 @@ class Dialect:
 DIALECTS: Mapping[str, Dialect] = MappingProxyType(
     {
         "none": Dialect(),
+        # Its tokens without quotes are what all get that need nothing else; said here so that it stays so for Ceph.
+        "ceph": Dialect(quotes_etags=False),
+        "minio": Dialect(lists_uploads_by_prefix=False),
         "r2": Dialect(limits=_R2_LIMITS, quotes_etags=True, region="auto"),
     }
 )
