@@ -73,6 +73,25 @@ def delete_keys(store: ObjectStore, keys: Sequence[str]) -> None:
         store.delete(keys[start : start + _BATCH_KEYS])
 
 
+def delete_commit(store: ObjectStore, key: str, *, etag: str) -> None:
+    """Delete a commit, and not the one that another job may have put in its place since it was looked at.
+
+    Args:
+        store: Store, with retries.
+        key: Key of the commit.
+        etag: The version that is meant.
+
+    Raises:
+        PreconditionError: Another one is there now; it stays.
+    """
+    try:
+        store.delete([key], if_match=etag)
+    except InvalidRequestError:
+        # S3 itself refused the condition as not implemented until 2025; who copies it may still. Then the look that
+        # was taken just now has to do.
+        store.delete([key])
+
+
 def _is_ours(key: str) -> bool:
     name = split_key(key)[1]
     return is_commit(name) or is_data(name) or name.startswith(OWN_PREFIX)

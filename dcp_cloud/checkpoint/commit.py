@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 
+from dcp_cloud.checkpoint.cleanup import delete_commit
 from dcp_cloud.errors import (
     AlreadyExistsError,
     CheckpointExistsError,
@@ -182,10 +183,10 @@ def delete_rank_commits(store: ObjectStore, read: ReadObject, current: Metadata,
             successor after one without.
     """
     try:
-        ranks = ((meta.key, rank_of_metadata_key(meta.key)) for meta in store.list())
-        for key in [key for key, rank in ranks if rank is not None and rank >= from_rank]:
+        ranks = ((meta.key, meta.etag, rank_of_metadata_key(meta.key)) for meta in store.list())
+        for key, etag in [(key, etag) for key, etag, rank in ranks if rank is not None and rank >= from_rank]:
             replaced = load_replaced(read, key)
-            store.delete([key])
+            delete_commit(store, key, etag=etag)
             if replaced is not None:
                 delete_replaced(store, replaced, current)
     except DcpCloudError as error:

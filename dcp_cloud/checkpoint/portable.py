@@ -1,8 +1,8 @@
 """Errors that reach the other ranks, whoever raised them.
 
-torch gathers the errors of all ranks as pickles. One that cannot be pickled, or not be read again, breaks that exchange:
-one rank fails with something else, the others wait until the process group gives up. Errors of this package always
-pickle; those of planners, hooks and of the values themselves may not.
+torch gathers the errors of all ranks as pickles. One that cannot be pickled, or not be read again, breaks that
+exchange: one rank fails with something else, the others wait until the process group gives up. Errors of this package
+always pickle; those of planners, hooks and of the values themselves may not.
 """
 
 from __future__ import annotations

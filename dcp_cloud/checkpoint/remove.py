@@ -12,13 +12,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from dcp_cloud.checkpoint.cleanup import delete_keys, is_commit, is_data, list_uploads, split_key
+from dcp_cloud.checkpoint.cleanup import delete_commit, delete_keys, is_commit, is_data, list_uploads, split_key
 from dcp_cloud.config import TransferConfig
-from dcp_cloud.errors import CheckpointNotFoundError, CommitConflictError, StoreError
+from dcp_cloud.errors import CheckpointNotFoundError, CommitConflictError, PreconditionError, StoreError
 from dcp_cloud.stores.base import MultipartUpload, ObjectMeta, ObjectStore
 from dcp_cloud.transfer.events import EventHook, ignore_event
 from dcp_cloud.transfer.retry import Retrier
 from dcp_cloud.transfer.retrying import RetryingStore
+from dcp_cloud.transfer.workers import WorkerPool
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +147,8 @@ def remove_checkpoint(
 
     Raises:
         CheckpointNotFoundError: There is nothing of a checkpoint here.
-        CommitConflictError: A checkpoint was committed here since the removal was planned; nothing was deleted.
+        CommitConflictError: A checkpoint was committed here since the removal was planned. It stays, and no data
+            was deleted.
         StoreError: The store refused.
     """
     retrying = _retrying(store, transfer, hook)
@@ -155,7 +157,7 @@ def remove_checkpoint(
     else:
         _check_unchanged(retrying, planned)
     # All commits before any data: at every moment whatever has a commit is whole.
-    delete_keys(retrying, [meta.key for meta in planned.commits])
+    _delete_commits(retrying, planned, transfer or TransferConfig())
     delete_keys(retrying, [meta.key for meta in planned.data])
     for upload in planned.uploads:
         upload.abort()
@@ -168,11 +170,29 @@ def _check_unchanged(store: ObjectStore, planned: Removal) -> None:
     for meta in store.list():
         directory, name = split_key(meta.key)
         if is_commit(name) and (planned.recursive or not directory) and known.get(meta.key) != meta.etag:
-            raise CommitConflictError(
-                "a checkpoint was committed here in the meantime; nothing was deleted",
-                key=f"{planned.uri}/{meta.key}",
-                hint="see whether a job is saving here, then run the removal again",
-            )
+            raise _conflict(planned, meta, "nothing was deleted")
+
+
+def _delete_commits(store: ObjectStore, planned: Removal, transfer: TransferConfig) -> None:
+    def delete(meta: ObjectMeta) -> None:
+        try:
+            delete_commit(store, meta.key, etag=meta.etag)
+        except PreconditionError as error:
+            raise _conflict(planned, meta, "it stays, and no data was deleted") from error
+
+    # One by one, since each has its own condition.
+    with WorkerPool(transfer.max_concurrency, queue_limit=transfer.max_concurrency, name="dcp_cloud-remove") as pool:
+        for meta in planned.commits:
+            pool.submit(lambda meta=meta: delete(meta))  # type: ignore[misc]  # the default binds the loop's value
+        pool.join()
+
+
+def _conflict(planned: Removal, meta: ObjectMeta, outcome: str) -> CommitConflictError:
+    return CommitConflictError(
+        f"a checkpoint was committed here in the meantime; {outcome}",
+        key=f"{planned.uri}/{meta.key}",
+        hint="see whether a job is saving here, then run the removal again",
+    )
 
 
 def _nothing_here(removal: Removal) -> CheckpointNotFoundError:

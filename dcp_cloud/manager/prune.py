@@ -1,7 +1,8 @@
 """Applying a retention policy to a run: what stays, what goes, and the removal itself.
 
 Safe at any time and from any number of processes: only committed checkpoints are judged, the newest one stays and has
-to be whole, and each removal keeps off what somebody else is writing.
+to be whole, and each removal keeps off what somebody else is writing. A commit is deleted only as the version that was
+judged, on stores that know conditional deletes; on others a commit within the milliseconds after the last look is lost.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from dcp_cloud.checkpoint.cleanup import delete_keys, is_data, list_uploads
-from dcp_cloud.errors import CommitConflictError, NotFoundError
+from dcp_cloud.checkpoint.cleanup import delete_commit, delete_keys, is_data, list_uploads
+from dcp_cloud.errors import CommitConflictError, NotFoundError, PreconditionError
 from dcp_cloud.format.layout import METADATA_KEY, data_key, is_data_key
 from dcp_cloud.manager.steps import Commit, Steps
 from dcp_cloud.stores.base import ObjectMeta, ObjectStore
@@ -60,7 +60,7 @@ def retire(steps: Steps, step: int, *, stale_before: datetime, etag: str | None 
         Whether there was a checkpoint.
 
     Raises:
-        CommitConflictError: Another save is writing here, or has committed since; nothing was deleted.
+        CommitConflictError: Another save is writing here, or has committed since; what it wrote stays.
         CheckpointError: The commit cannot be read, so nobody knows what belongs to it; nothing was deleted.
         StoreError: The store refused.
     """
@@ -80,7 +80,11 @@ def retire(steps: Steps, step: int, *, stale_before: datetime, etag: str | None 
         if now is None:
             return False
         raise _conflict(place.store, "it was saved anew in the meantime")
-    place.store.delete([METADATA_KEY])
+    try:
+        delete_commit(place.store, METADATA_KEY, etag=commit.etag)
+    except PreconditionError as error:
+        place.store.delete([mark])
+        raise _conflict(place.store, "it was saved anew in the meantime") from error
     delete_keys(place.store, keys)
     delete_keys(place.store, [mark, *(found.key for found in place.marks)])
     logger.info("deleted %s", place.store.uri)

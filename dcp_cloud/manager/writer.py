@@ -36,11 +36,11 @@ class StepWriter(CloudStorageWriter):
         super().__init__(uri, **settings)
         self._step = step
         self._metrics = dict(metrics)
-        self._turn = turn
+        self._wait_for_turn = turn
         self._is_given_up = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_turn": None}
+        return {**super().__getstate__(), "_wait_for_turn": None}
 
     def reset(self, checkpoint_id: URILike | None = None) -> None:
         """Begin the save when it is its turn.
@@ -48,8 +48,8 @@ class StepWriter(CloudStorageWriter):
         Args:
             checkpoint_id: Where the writer is already.
         """
-        if self._turn is not None:
-            self._turn()
+        if self._wait_for_turn is not None:
+            self._wait_for_turn()
         super().reset(checkpoint_id)
         if self._is_given_up:
             super().cancel()

@@ -147,7 +147,7 @@ class AzureStore:
         upload.begin()
         return upload
 
-    def delete(self, keys: Sequence[str]) -> None:
+    def delete(self, keys: Sequence[str], *, if_match: str | None = None) -> None:
         """Delete objects, one by one; a transient failure leaves the rest to whoever repeats the call.
 
         The SDK's batches start threads for each, and each of those can leave a file open (libuuid's clock.txt).
@@ -155,7 +155,7 @@ class AzureStore:
         failure: StoreError | None = None
         for key in keys:
             try:
-                self._delete(key)
+                self._delete(key, if_match)
             except TransientError:
                 raise
             except StoreError as error:
@@ -212,14 +212,26 @@ class AzureStore:
                 if found.name != start:
                     yield found
 
-    def _delete(self, key: str) -> None:
+    def _delete(self, key: str, if_match: str | None) -> None:
         try:
             with self._translated("delete_blob", key):
-                self.client.blob(key).delete_blob(**ship(key))
+                self.client.blob(key).delete_blob(**ship(key), **_matching(if_match))
         except BucketNotFoundError:
             raise
         except NotFoundError:
             return
+        except PreconditionError:
+            if self._is_there(key):  # a blob that is gone meets no condition either
+                raise
+
+    def _is_there(self, key: str) -> bool:
+        try:
+            self.head(key)
+        except BucketNotFoundError:
+            raise
+        except NotFoundError:
+            return False
+        return True
 
 
 @dataclass(slots=True)

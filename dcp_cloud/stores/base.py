@@ -10,8 +10,9 @@ The rules, each proved by a test of the conformance suite in ``tests/conformance
 * Parts have 0-based indices and come in any order, from any thread; sending an index again replaces it. Nothing is
   visible before ``complete``, nothing is left after ``abort``. The caller keeps what ``put_part`` returns, so an
   upload has no state of its own.
-* ``delete`` of a missing key succeeds. ``list`` is recursive, in no promised order; the prefix matches whole
-  segments: ``a/b`` lists ``a/b/c`` but neither ``a/bc`` nor the object ``a/b``.
+* ``delete`` of a missing key succeeds, with a condition too.
+* ``list`` is recursive, in no promised order; the prefix matches whole segments: ``a/b`` lists ``a/b/c`` but neither
+  ``a/bc`` nor the object ``a/b``.
 * Stores and uploads are safe to use from many threads and pickle as configuration: no client, no credential.
 * A store tries once. It raises nothing but ``dcp_cloud.errors``, and :class:`~dcp_cloud.errors.TransientError`
   exactly when the same request may succeed later; retrying is the transfer layer's work.
@@ -251,13 +252,15 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def delete(self, keys: Sequence[str]) -> None:
+    def delete(self, keys: Sequence[str], *, if_match: str | None = None) -> None:
         """Delete objects; missing ones count as deleted.
 
         Args:
             keys: Any number of keys; the store batches them.
+            if_match: Version token that the object must still have; then there is exactly one key.
 
         Raises:
+            PreconditionError: The object is another version than ``if_match``; it stays.
             StoreError: At least one key could not be deleted; the error names the first one. The others were tried.
         """
         ...

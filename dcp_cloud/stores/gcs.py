@@ -150,9 +150,12 @@ class GCSStore:
         """Begin an upload in parts."""
         return ComposeUpload.begin(self.objects, key) if self._composes else XMLUpload.begin(self._client, key)
 
-    def delete(self, keys: Sequence[str]) -> None:
+    def delete(self, keys: Sequence[str], *, if_match: str | None = None) -> None:
         """Delete objects."""
-        self.objects.delete(keys)
+        if if_match is None:
+            self.objects.delete(keys)
+        else:
+            self.objects.delete_one(keys[0], [_generation_match(if_match, keys[0])])
 
     def list(self, prefix: str = "") -> Iterator[ObjectMeta]:
         """List all objects below a prefix."""

@@ -177,7 +177,7 @@ class GCSObjects:
             batch = keys[start : start + _MAX_BATCH]
             try:
                 if len(batch) == 1:
-                    self._delete_one(batch[0])
+                    self.delete_one(batch[0])
                 else:
                     self._delete_batch(batch)
             except StoreError as error:
@@ -185,9 +185,21 @@ class GCSObjects:
         if failure is not None:
             raise failure
 
-    def _delete_one(self, key: str) -> None:
+    def delete_one(self, key: str, condition: Query = ()) -> None:
+        """Delete an object; a missing one counts as deleted.
+
+        Args:
+            key: Key of the object.
+            condition: Precondition parameters.
+        """
         try:
-            self.client.json("DELETE", self.client.object_path(key), action=f"delete on {self.client.uri}", key=key)
+            self.client.json(
+                "DELETE",
+                self.client.object_path(key),
+                query=condition,
+                action=f"delete on {self.client.uri}",
+                key=key,
+            )
         except NotFoundError as error:
             self._ignore_missing_object(error)
 

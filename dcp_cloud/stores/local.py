@@ -130,12 +130,12 @@ class LocalStore:
                     return create_upload(place, key)
             raise NotFoundError("the directory vanishes again and again", key=key)
 
-    def delete(self, keys: Sequence[str]) -> None:
+    def delete(self, keys: Sequence[str], *, if_match: str | None = None) -> None:
         """Delete objects."""
         failure: StoreError | None = None
         for key in keys:
             try:
-                self._delete_one(key)
+                self._delete_one(key, if_match)
             except StoreError as error:
                 failure = failure or error
         if failure is not None:
@@ -197,11 +197,15 @@ class LocalStore:
                 return temporary, os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         raise NotFoundError("the directory vanishes again and again", key=place)
 
-    def _delete_one(self, key: str) -> None:
+    def _delete_one(self, key: str, etag: str | None) -> None:
         place = self._place(key)
         with translated("delete", key):
             try:
-                os.unlink(place)
+                if etag is None:
+                    os.unlink(place)
+                else:
+                    with _locked(place, etag, key):
+                        os.unlink(place)
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 return
             # Without objects there is no prefix: empty directories go too.
@@ -244,19 +248,26 @@ def _publish(temporary: str, place: str, condition: PutCondition | None, key: st
 
 
 def _replace_version(temporary: str, place: str, etag: str, key: str) -> None:
-    """Replace a file if it is still that version.
-
-    The lock is on the very file to be replaced: of several that hold its version, the first replaces it, and the
-    others find under their lock that the place holds another file.
-    """
+    """Replace a file if it is still that version."""
     try:
-        with opened(place, os.O_RDWR) as fd:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            if etag_of(os.stat(place)) != etag:
-                raise PreconditionError("the object is another version", key=key)
+        with _locked(place, etag, key):
             os.replace(temporary, place)
     except FileNotFoundError as error:
         raise PreconditionError("the object is gone", key=key) from error
+
+
+@contextmanager
+def _locked(place: str, etag: str, key: str) -> Iterator[None]:
+    """Keep others from replacing or deleting a file on condition, if it is still that version.
+
+    The lock is on the very file that is to go: of several that hold its version, the first one acts, and the others
+    find under their lock that the place holds another file, or none.
+    """
+    with opened(place, os.O_RDWR) as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if etag_of(os.stat(place)) != etag:
+            raise PreconditionError("the object is another version", key=key)
+        yield
 
 
 def _stat_file(fd: int, key: str) -> os.stat_result:

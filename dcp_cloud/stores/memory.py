@@ -124,10 +124,14 @@ class MemoryStore:
         self._bucket.uploads[upload.upload_id] = _Parts(key, upload.started_at)
         return upload
 
-    def delete(self, keys: Sequence[str]) -> None:
+    def delete(self, keys: Sequence[str], *, if_match: str | None = None) -> None:
         """Delete objects."""
-        for key in keys:
-            self._bucket.objects.pop(key, None)
+        with self._bucket.lock:
+            for key in keys:
+                present = self._bucket.objects.get(key)
+                if present is not None and if_match not in (None, present.meta.etag):
+                    raise PreconditionError("the object is another version", key=key)
+                self._bucket.objects.pop(key, None)
 
     def list(self, prefix: str = "") -> Iterator[ObjectMeta]:
         """List all objects below a prefix."""

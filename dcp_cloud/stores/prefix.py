@@ -68,9 +68,9 @@ class PrefixStore:
         """Begin an upload in parts."""
         return PrefixUpload(self.store.create_multipart(self._full(key)), self._start)
 
-    def delete(self, keys: Sequence[str]) -> None:
+    def delete(self, keys: Sequence[str], *, if_match: str | None = None) -> None:
         """Delete objects."""
-        self.store.delete([self._full(key) for key in keys])
+        self.store.delete([self._full(key) for key in keys], if_match=if_match)
 
     def list(self, prefix: str = "") -> Iterator[ObjectMeta]:
         """List all objects below a prefix."""

@@ -135,8 +135,11 @@ class S3Store:
         answer = self.client.call("create_multipart_upload", subject=key, Key=key, **checksum)
         return S3Upload(self, key, answer["UploadId"], checksums=self._sends_checksums)
 
-    def delete(self, keys: Sequence[str]) -> None:
-        """Delete objects."""
+    def delete(self, keys: Sequence[str], *, if_match: str | None = None) -> None:
+        """Delete objects. A server that does not know the condition, Ceph 16 for one, deletes whatever is there."""
+        if if_match is not None:
+            self._delete_version(keys[0], if_match)
+            return
         failure: StoreError | None = None
         for start in range(0, len(keys), _MAX_DELETED_KEYS):
             try:
@@ -205,6 +208,14 @@ class S3Store:
     def _head(self, key: str) -> ObjectMeta:
         answer = self.client.call("head_object", subject=key, Key=key)
         return _meta(key, answer["ContentLength"], answer)
+
+    def _delete_version(self, key: str, etag: str) -> None:
+        try:
+            self.client.call("delete_object", subject=key, Key=key, IfMatch=self._dialect.condition(etag))
+        except BucketNotFoundError:
+            raise
+        except NotFoundError:
+            return
 
     def _delete_batch(self, keys: Sequence[str]) -> None:
         if len(keys) == 1:

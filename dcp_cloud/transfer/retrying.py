@@ -90,9 +90,11 @@ class RetryingStore:
         upload = self.retrier.call(lambda: self.store.create_multipart(key), verb="create_multipart", key=key)
         return RetryingUpload(upload, self.store, self.retrier)
 
-    def delete(self, keys: Sequence[str]) -> None:
-        """See :meth:`ObjectStore.delete`."""
-        self.retrier.call(lambda: self.store.delete(keys), verb="delete", key=keys[0] if keys else "")
+    def delete(self, keys: Sequence[str], *, if_match: str | None = None) -> None:
+        """See :meth:`ObjectStore.delete`. A try whose answer was lost leaves a missing key, which counts as deleted."""
+        self.retrier.call(
+            lambda: self.store.delete(keys, if_match=if_match), verb="delete", key=keys[0] if keys else ""
+        )
 
     def list(self, prefix: str = "") -> Iterator[ObjectMeta]:
         """See :meth:`ObjectStore.list`. The listing is taken whole, since half a listing cannot be repeated."""

@@ -1,4 +1,4 @@
-"""Conditional puts."""
+"""Conditional puts and deletes."""
 
 from __future__ import annotations
 
@@ -89,3 +89,36 @@ def test_of_many_at_once_exactly_one_wins(store: ObjectStore, oracle: Oracle, wa
         outcomes = list(pool.map(race, range(_RACERS)))
     assert outcomes.count(True) == 1
     assert oracle.read("a") == b"%d" % outcomes.index(True)
+
+
+def test_a_known_version_is_deleted(store: ObjectStore, oracle: Oracle):
+    """``delete`` with the token of what is there deletes it, wherever the token comes from."""
+    for number, etag_of in enumerate(
+        (
+            lambda: store.put("a", [memoryview(b"new")]).etag,
+            lambda: store.head("a").etag,
+            lambda: store.get("a", max_bytes=1).meta.etag,
+            lambda: next(store.list()).etag,
+        )
+    ):
+        put(store, "a", b"%d" % number)
+        store.delete(["a"], if_match=etag_of())
+        assert oracle.read("a") is None
+
+
+def test_another_version_is_not_deleted(store: ObjectStore, oracle: Oracle):
+    """``delete`` with the token of a replaced version raises PreconditionError, and the object stays."""
+    old = put(store, "a", b"1").etag
+    put(store, "a", b"2")
+    with pytest.raises(PreconditionError):
+        store.delete(["a"], if_match=old)
+    assert oracle.read("a") == b"2"
+
+
+def test_deleting_a_version_that_is_gone_succeeds(store: ObjectStore):
+    """``delete`` on condition where nothing is does nothing, so a request whose answer was lost can be repeated."""
+    old = put(store, "a", b"1").etag
+    store.delete(["a"], if_match=old)
+    store.delete(["a"], if_match=old)
+    store.delete(["never/was"], if_match=old)
+    assert not list(store.list())

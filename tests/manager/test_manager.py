@@ -26,6 +26,7 @@ from dcp_cloud.errors import (
 from dcp_cloud.stores.base import IfAbsent
 from dcp_cloud.stores.prefix import PrefixStore
 from dcp_cloud.testing import Fault, FaultyStore, SimulatedCrash
+from dcp_cloud.testing.wrappers import StoreWrapper
 from tests.checkpoint.conftest import every_cloud
 from tests.support.ranks import start_fork_server
 
@@ -346,6 +347,34 @@ def test_a_step_that_is_saved_anew_meanwhile_stays(place):
         assert (report.deleted, [one.step for one in report.skipped]) == ((), [1])
         assert_restores(manager, 1, step=1)
     assert not verify_checkpoint(PrefixStore(inner, "step-1")).problems
+    other.close()
+
+
+@pytest.mark.parametrize("place", ["memory", "file", "moto", "azurite"], indirect=True)
+def test_a_step_that_is_saved_anew_after_the_last_look_stays(place):
+    """A commit that another job makes between retention's last look and its deletion is not the one that goes.
+
+    Not on Ceph and fake-gcs-server, which delete whatever is there.
+    """
+    uri = place("run")
+    inner = open_store(uri)
+    other = CheckpointManager(uri, store=inner)
+
+    class Racing(StoreWrapper):
+        def around(self, request, run):
+            if request.verb == "delete" and request.key == "step-1/.metadata":
+                other.save(1, state(1))
+            return run()
+
+    with CheckpointManager(uri) as manager:
+        for step in (1, 2):
+            manager.save(step, state(step))
+    with CheckpointManager(uri, keep_last=1, store=Racing(inner)) as manager:
+        report = manager.prune()
+        assert (report.deleted, [one.step for one in report.skipped]) == ((), [1])
+        assert_restores(manager, 1, step=1)
+    assert not verify_checkpoint(PrefixStore(inner, "step-1")).problems
+    assert not [key for key in keys(inner) if "__0_999999999." in key]
     other.close()
 
 

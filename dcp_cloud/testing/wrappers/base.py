@@ -105,9 +105,10 @@ class StoreWrapper:
         request = Request(verb="create_multipart", key=key)
         return WrappedUpload(self, self.around(request, lambda: self.store.create_multipart(key)))
 
-    def delete(self, keys: Sequence[str]) -> None:
+    def delete(self, keys: Sequence[str], *, if_match: str | None = None) -> None:
         """See :meth:`ObjectStore.delete`."""
-        self.around(Request(verb="delete", key=keys[0] if keys else ""), lambda: self.store.delete(keys))
+        request = Request(verb="delete", key=keys[0] if keys else "")
+        self.around(request, lambda: self.store.delete(keys, if_match=if_match))
 
     def list(self, prefix: str = "") -> Iterator[ObjectMeta]:
         """See :meth:`ObjectStore.list`."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from dcp_cloud.stores.base import MultipartUpload, ObjectStore
 from dcp_cloud.stores.local import LocalStore
 from dcp_cloud.stores.memory import MemoryStore
 from dcp_cloud.testing import Fault, FaultyStore, RecordingStore, SimulatedCrash
+from dcp_cloud.testing.wrappers import Request, StoreWrapper
 
 ID = "0123456789abcdef" * 2
 COMMITS = (".metadata",)
@@ -114,7 +116,7 @@ def test_all_commits_go_before_any_data(store: MemoryStore, monkeypatch: pytest.
     recording = RecordingStore(store)
     remove_checkpoint(recording, recursive=True)
     deleted = [call.key for call in recording.calls if call.verb == "delete"]
-    assert deleted[:2] == [".metadata", "z/.metadata"]
+    assert sorted(deleted[:2]) == [".metadata", "z/.metadata"]
     assert len(deleted) == 3 + len(DATA)
 
 
@@ -126,6 +128,40 @@ def test_a_commit_since_the_plan_stops_the_removal(store: MemoryStore) -> None:
     with pytest.raises(CommitConflictError, match="nothing was deleted"):
         remove_checkpoint(store, planned=planned)
     assert keys(store) == {*COMMITS, *DATA}
+
+
+@pytest.mark.parametrize("is_planned", [False, True])
+def test_a_commit_after_the_last_look_stays(store: MemoryStore, is_planned: bool) -> None:
+    """A commit is deleted only as the version that was seen: another job's, made after the last look, stays."""
+
+    class Racing(StoreWrapper):
+        def around(self, request: Request, run: Callable[[], Any]) -> Any:
+            if request.verb == "delete" and request.key == ".metadata":
+                put(store, [".metadata"])
+            return run()
+
+    put(store, (*COMMITS, *DATA))
+    planned = plan_removal(store) if is_planned else None
+    with pytest.raises(CommitConflictError, match="it stays"):
+        remove_checkpoint(Racing(store), planned=planned)
+    assert keys(store) == {*COMMITS, *DATA}
+
+
+def test_a_server_that_refuses_the_condition_is_served(store: MemoryStore) -> None:
+    """Where a conditional delete is not implemented, the commit goes after a look, as it did before there were any."""
+
+    class Old(StoreWrapper):
+        def around(self, request: Request, run: Callable[[], Any]) -> Any:
+            return run()
+
+        def delete(self, keys: Sequence[str], *, if_match: str | None = None) -> None:
+            if if_match is not None:
+                raise InvalidRequestError("delete failed", cause="NotImplemented (HTTP 501)")
+            self.store.delete(keys)
+
+    put(store, (*COMMITS, *DATA))
+    remove_checkpoint(Old(store))
+    assert keys(store) == set()
 
 
 def test_only_what_was_planned_goes(store: MemoryStore) -> None:

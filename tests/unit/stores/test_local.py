@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -194,3 +196,26 @@ def test_the_systems_errors_become_ours(number: int, expected: type[StoreError])
     with pytest.raises(expected) as caught, translated("put", "k"):
         raise OSError(number, os.strerror(number))
     assert (caught.value.key, caught.value.cause) == ("k", os.strerror(number))
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_of_a_replacement_and_a_deletion_of_one_version_one_wins(store: LocalStore, number: int):
+    """Both hold the same lock: either the new version is there, or the deletion took the old one and it was refused."""
+    old = store.put("a/b", [memoryview(b"old")]).etag
+    barrier = threading.Barrier(2)
+
+    def attempt(act) -> bool:
+        barrier.wait()
+        try:
+            act()
+        except PreconditionError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(2) as pool:
+        new = [memoryview(b"new")]
+        replaces = pool.submit(attempt, lambda: store.put("a/b", new, condition=IfMatch(old)))
+        deletes = pool.submit(attempt, lambda: store.delete(["a/b"], if_match=old))
+        outcomes = (replaces.result(), deletes.result())
+    assert outcomes in ((True, False), (False, True))
+    assert [meta.key for meta in store.list()] == (["a/b"] if outcomes[0] else [])

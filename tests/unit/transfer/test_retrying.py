@@ -101,6 +101,24 @@ def test_a_version_that_is_gone_stays_a_conflict() -> None:
         retrying(store, Fault("fail", verb="put")).put("k", [NEW], condition=IfMatch(before.etag))
 
 
+def test_a_conditional_delete_whose_answer_was_lost_is_a_success() -> None:
+    """The second try finds nothing, which counts as deleted."""
+    store = memory_store()
+    before = store.put("k", [NEW])
+    retrying(store, lost("delete")).delete(["k"], if_match=before.etag)
+    assert keys(store) == []
+
+
+def test_a_conditional_delete_leaves_another_version() -> None:
+    """What somebody wrote after the first try is not what was meant."""
+    store = memory_store()
+    before = store.put("k", [memoryview(b"old")])
+    store.put("k", [NEW])
+    with pytest.raises(PreconditionError):
+        retrying(store, Fault("fail", verb="delete")).delete(["k"], if_match=before.etag)
+    assert content(store, "k") == NEW
+
+
 def uploaded(store: MemoryStore, *faults: Fault) -> None:
     upload = retrying(store, *faults).create_multipart("k")
     parts = [upload.put_part(index, [NEW]) for index in range(3)]
