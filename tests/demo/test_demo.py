@@ -45,11 +45,14 @@ def demo(tmp_path: Path, *args: str) -> Iterator[subprocess.Popen[str]]:
         popen.wait()
 
 
-@pytest.mark.timeout(_LONGEST_S + 10)
-def test_passes_on_an_s3_server_of_its_own(tmp_path: Path) -> None:
+@pytest.mark.timeout(2 * _LONGEST_S + 10)
+@pytest.mark.parametrize(
+    "store", ["s3", pytest.param("gcs", marks=pytest.mark.slow), pytest.param("azure", marks=pytest.mark.slow)]
+)
+def test_passes_on_a_server_of_its_own(tmp_path: Path, store: str) -> None:
     """The demo needs nothing but itself, says that all checks hold, ends with 0 and leaves no file."""
-    with demo(tmp_path, "--store", "s3") as popen:
-        out, _ = popen.communicate(timeout=_LONGEST_S)
+    with demo(tmp_path, "--store", store) as popen:
+        out, _ = popen.communicate(timeout=2 * _LONGEST_S)
     assert popen.returncode == 0, out
     assert "PASSED: 7 of 7 checks hold" in out
     assert "SIGKILL to all 2 ranks in mid-save" in out
