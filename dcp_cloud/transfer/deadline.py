@@ -17,7 +17,6 @@ from types import TracebackType
 from typing_extensions import Self
 
 from dcp_cloud.config import KIB
-from dcp_cloud.stores.cancel import CancelScope
 
 # A request may wait so long for its first byte, and then it and those that share its link have to bring their bytes at
 # no less than this rate together. One connection gives a hundred times as much within a cloud (85 to 90 MB/s by
@@ -40,7 +39,7 @@ def allowed_s(nbytes: int, in_flight: int = 1) -> float:
 
 
 class Deadlines:
-    """Cancels the scopes of requests that take too long, and calls others in time. One thread, started when needed.
+    """Calls back when a time is over. One thread, started when it is first needed.
 
     Nothing that the main thread does here waits for a lock that the thread holds: see :mod:`.workers`.
 
@@ -55,15 +54,6 @@ class Deadlines:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_closed = False
-
-    def watch(self, scope: CancelScope, within_s: float) -> None:
-        """Cancel a scope when its time is over; harmless if what ran in it has ended.
-
-        Args:
-            scope: The scope.
-            within_s: Its time, seconds from now.
-        """
-        self.call_in(within_s, scope.cancel)
 
     def call_in(self, delay_s: float, action: Callable[[], object]) -> None:
         """Do something later, unless the end comes before.

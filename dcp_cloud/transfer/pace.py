@@ -50,16 +50,16 @@ class Pace:
         """Requests that may be in flight now."""
         return max(1, int(self._bound))
 
-    def acquire(self) -> int:
-        """Wait until one more request may be sent. Others' progress ends the wait, so it cannot last.
+    @property
+    def in_flight(self) -> int:
+        """Requests in flight now."""
+        return self._in_flight
 
-        Returns:
-            Requests in flight now, this one included.
-        """
+    def acquire(self) -> None:
+        """Wait until one more request may be sent. Others' progress ends the wait, so it cannot last."""
         with self._changed:
             self._changed.wait_for(lambda: self._in_flight < self.bound)
             self._in_flight += 1
-            return self._in_flight
 
     def release(self, nbytes: int, error: BaseException | None, *, was_too_slow: bool = False) -> None:
         """Take note of the end of a request.

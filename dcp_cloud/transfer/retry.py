@@ -98,12 +98,13 @@ class Retrier:
         if not size_bytes:
             return request()
         own = CancelScope(scope)
-        limit_s = allowed_s(size_bytes, 1 if self.pace is None else self.pace.acquire())
+        if self.pace is not None:
+            self.pace.acquire()
         failure: BaseException | None = None
-        is_too_slow = False
+        is_too_slow, began_s = False, self.clock()
         try:
             if self.deadlines is not None:
-                self.deadlines.watch(own, limit_s)
+                self._watch(own, size_bytes, began_s, self.deadlines)
             with own:
                 return request()
         except BaseException as error:
@@ -115,7 +116,7 @@ class Retrier:
             is_too_slow = own.is_cancelled
             if is_too_slow:
                 raise TransientError(
-                    f"{verb} took longer than {limit_s:.0f} s",
+                    f"{verb} took {self.clock() - began_s:.0f} s and was broken off",
                     key=key,
                     cause=error,
                     hint="the link is slow: lower max_concurrency, so that fewer requests share it, or part_size",
@@ -124,6 +125,15 @@ class Retrier:
         finally:
             if self.pace is not None:
                 self.pace.release(size_bytes, failure, was_too_slow=is_too_slow)
+
+    def _watch(self, own: CancelScope, size_bytes: int, began_s: float, deadlines: Deadlines) -> None:
+        """Break a request off when its time is over; there is more of it when others have come to share the link."""
+        in_flight = 1 if self.pace is None else self.pace.in_flight
+        left_s = began_s + allowed_s(size_bytes, in_flight) - self.clock()
+        if left_s > 0:
+            deadlines.call_in(left_s, lambda: self._watch(own, size_bytes, began_s, deadlines))
+        else:
+            own.cancel()
 
     def _pause_s(self, error: Exception, attempt: int, *, elapsed_s: float) -> float | None:
         if not isinstance(error, TransientError) or attempt >= self.config.max_attempts:
