@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dcp_cloud.errors import InvalidRequestError, PermissionDeniedError, StoreError
+from dcp_cloud.config import TransferConfig
+from dcp_cloud.errors import InvalidRequestError, PermissionDeniedError, PreconditionError, StoreError
 from dcp_cloud.format.layout import DATA_SUFFIX, METADATA_KEY, rank_of_metadata_key
-from dcp_cloud.stores.base import MultipartUpload, ObjectStore
+from dcp_cloud.stores.base import MultipartUpload, ObjectMeta, ObjectStore
 from dcp_cloud.stores.keys import OWN_PREFIX
+from dcp_cloud.transfer.workers import WorkerPool
 
 # What S3 deletes in one request (https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html). More at once
 # would be sent again as a whole if one request of it failed.
@@ -73,12 +75,12 @@ def delete_keys(store: ObjectStore, keys: Sequence[str]) -> None:
         store.delete(keys[start : start + _BATCH_KEYS])
 
 
-def delete_commit(store: ObjectStore, key: str, *, etag: str) -> None:
-    """Delete a commit, and not the one that another job may have put in its place since it was looked at.
+def delete_version(store: ObjectStore, key: str, *, etag: str) -> None:
+    """Delete an object, and not what another job may have put in its place since it was looked at.
 
     Args:
         store: Store, with retries.
-        key: Key of the commit.
+        key: Key of the object.
         etag: The version that is meant.
 
     Raises:
@@ -90,6 +92,34 @@ def delete_commit(store: ObjectStore, key: str, *, etag: str) -> None:
         # S3 itself refused the condition as not implemented until 2025; who copies it may still. Then the look that
         # was taken just now has to do.
         store.delete([key])
+
+
+def delete_versions(store: ObjectStore, metas: Sequence[ObjectMeta], transfer: TransferConfig) -> list[ObjectMeta]:
+    """Delete objects as they were seen; one by one, since each has its own condition.
+
+    Args:
+        store: Store, with retries.
+        metas: The objects.
+        transfer: How many requests at once.
+
+    Returns:
+        Those that were written anew since, and stay.
+    """
+    stayed: list[ObjectMeta] = []
+
+    def delete(meta: ObjectMeta) -> None:
+        try:
+            delete_version(store, meta.key, etag=meta.etag)
+        except PreconditionError:
+            stayed.append(meta)
+
+    if metas:
+        most = min(transfer.max_concurrency, len(metas))
+        with WorkerPool(most, queue_limit=most, name="dcp_cloud-delete") as pool:
+            for meta in metas:
+                pool.submit(lambda meta=meta: delete(meta))  # type: ignore[misc]  # the default binds the loop's value
+            pool.join()
+    return stayed
 
 
 def _is_ours(key: str) -> bool:

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 
-from dcp_cloud.checkpoint.cleanup import delete_commit
+from dcp_cloud.checkpoint.cleanup import delete_version
 from dcp_cloud.errors import (
     AlreadyExistsError,
     CheckpointExistsError,
@@ -29,6 +29,7 @@ from dcp_cloud.errors import (
     IncompleteCheckpointError,
     NotFoundError,
     PreconditionError,
+    TransferCancelledError,
 )
 from dcp_cloud.format.layout import DATA_SUFFIX, from_storage_info, metadata_key, rank_of_metadata_key
 from dcp_cloud.format.metadata import load_metadata
@@ -125,6 +126,7 @@ def commit(store: ObjectStore, data: bytes, before: Before, *, overwrite: bool) 
     Raises:
         CheckpointExistsError: Another job committed here since, and ``overwrite=False``.
         CommitConflictError: Another job committed here since.
+        TransferCancelledError: It was given up on its way, and may have taken effect.
         StoreError: The store refused, or could not tell who committed.
     """
     condition = IfAbsent() if before.etag is None else IfMatch(before.etag)
@@ -148,6 +150,39 @@ def commit(store: ObjectStore, data: bytes, before: Before, *, overwrite: bool) 
             cause=error,
             hint="give each job its own prefix",
         ) from error
+    except TransferCancelledError as error:
+        raise TransferCancelledError(
+            "the save was cancelled during its commit, and nobody knows whether that took effect",
+            key=store.uri,
+            cause=error,
+            hint="see with 'dcp-cloud ls'; there is a whole checkpoint or none",
+        ) from error
+
+
+def is_committed(read: ReadObject, key: str, committed: Metadata, *, where: str) -> bool:
+    """See whether the commit that stands there is this save's.
+
+    A refusal is believed only after a look: the answer to our own commit may have been lost, and what was read to tell
+    it from another job's may have been damaged on the way.
+
+    Args:
+        read: Reads an object whole.
+        key: Key of the commit object.
+        committed: What this save wanted to commit.
+        where: URI of the checkpoint, for the message.
+
+    Returns:
+        Whether it is.
+
+    Raises:
+        CorruptCheckpointError: It cannot be read.
+        StoreError: The store refused.
+    """
+    try:
+        found = load_metadata(read(key)[0], key=f"{where}/{key}")
+    except NotFoundError:
+        return False
+    return bool(object_keys(found) & object_keys(committed))
 
 
 def delete_replaced(store: ObjectStore, replaced: Metadata, current: Metadata) -> int:
@@ -186,7 +221,7 @@ def delete_rank_commits(store: ObjectStore, read: ReadObject, current: Metadata,
         ranks = ((meta.key, meta.etag, rank_of_metadata_key(meta.key)) for meta in store.list())
         for key, etag in [(key, etag) for key, etag, rank in ranks if rank is not None and rank >= from_rank]:
             replaced = load_replaced(read, key)
-            delete_commit(store, key, etag=etag)
+            delete_version(store, key, etag=etag)
             if replaced is not None:
                 delete_replaced(store, replaced, current)
     except DcpCloudError as error:

@@ -12,14 +12,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from dcp_cloud.checkpoint.cleanup import delete_commit, delete_keys, is_commit, is_data, list_uploads, split_key
+from dcp_cloud.checkpoint.cleanup import delete_keys, delete_versions, is_commit, is_data, list_uploads, split_key
 from dcp_cloud.config import TransferConfig
-from dcp_cloud.errors import CheckpointNotFoundError, CommitConflictError, PreconditionError, StoreError
+from dcp_cloud.errors import CheckpointNotFoundError, CommitConflictError, StoreError
 from dcp_cloud.stores.base import MultipartUpload, ObjectMeta, ObjectStore
 from dcp_cloud.transfer.events import EventHook, ignore_event
 from dcp_cloud.transfer.retry import Retrier
 from dcp_cloud.transfer.retrying import RetryingStore
-from dcp_cloud.transfer.workers import WorkerPool
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +156,8 @@ def remove_checkpoint(
     else:
         _check_unchanged(retrying, planned)
     # All commits before any data: at every moment whatever has a commit is whole.
-    _delete_commits(retrying, planned, transfer or TransferConfig())
+    for meta in delete_versions(retrying, planned.commits, transfer or TransferConfig()):
+        raise _conflict(planned, meta, "it stays, and no data was deleted")
     delete_keys(retrying, [meta.key for meta in planned.data])
     for upload in planned.uploads:
         upload.abort()
@@ -171,20 +171,6 @@ def _check_unchanged(store: ObjectStore, planned: Removal) -> None:
         directory, name = split_key(meta.key)
         if is_commit(name) and (planned.recursive or not directory) and known.get(meta.key) != meta.etag:
             raise _conflict(planned, meta, "nothing was deleted")
-
-
-def _delete_commits(store: ObjectStore, planned: Removal, transfer: TransferConfig) -> None:
-    def delete(meta: ObjectMeta) -> None:
-        try:
-            delete_commit(store, meta.key, etag=meta.etag)
-        except PreconditionError as error:
-            raise _conflict(planned, meta, "it stays, and no data was deleted") from error
-
-    # One by one, since each has its own condition.
-    with WorkerPool(transfer.max_concurrency, queue_limit=transfer.max_concurrency, name="dcp_cloud-remove") as pool:
-        for meta in planned.commits:
-            pool.submit(lambda meta=meta: delete(meta))  # type: ignore[misc]  # the default binds the loop's value
-        pool.join()
 
 
 def _conflict(planned: Removal, meta: ObjectMeta, outcome: str) -> CommitConflictError:

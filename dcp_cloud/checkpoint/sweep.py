@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 
-from dcp_cloud.checkpoint.cleanup import delete_keys, is_commit, list_uploads, split_key
+from dcp_cloud.checkpoint.cleanup import delete_versions, is_commit, list_uploads, split_key
 from dcp_cloud.checkpoint.commit import object_keys
 from dcp_cloud.checkpoint.fetch import read_object
 from dcp_cloud.config import TransferConfig
-from dcp_cloud.errors import ConfigError, DcpCloudError, RetriesExhaustedError, StoreError
-from dcp_cloud.format.layout import is_data_key
+from dcp_cloud.errors import ConfigError, DcpCloudError, NotFoundError, RetriesExhaustedError, StoreError
+from dcp_cloud.format.layout import METADATA_KEY, is_data_key
 from dcp_cloud.format.metadata import load_metadata
 from dcp_cloud.stores.base import MultipartUpload, ObjectMeta, ObjectStore
 from dcp_cloud.transfer.events import EventHook, ignore_event
@@ -130,7 +130,7 @@ def sweep(
         found.add_object(meta)
     orphans, stale = found.judge()
     if not dry_run:
-        delete_keys(retrying, [meta.key for meta in orphans])
+        orphans = [meta for group in _by_directory(orphans) for meta in _delete(retrying, group, found, config)]
         for upload in stale:
             upload.abort()
         logger.info("swept %s: %d data objects, %d uploads", store.uri, len(orphans), len(stale))
@@ -145,6 +145,44 @@ def sweep(
         unreadable=tuple(found.named.unreadable),
         uploads_error=uploads.error,
     )
+
+
+def _delete(
+    store: ObjectStore, orphans: list[ObjectMeta], found: _Found, config: TransferConfig
+) -> Sequence[ObjectMeta]:
+    """Delete the orphans of one directory that still are ones, as the versions that were judged.
+
+    Reading the commits of a large place takes minutes. Meanwhile somebody may have committed what lay here for days: a
+    copy, for one, that had broken off and was resumed.
+    """
+    directory = split_key(orphans[0].key)[0]
+    there = {meta.key: meta for meta in store.list(directory) if split_key(meta.key)[0] == directory}
+    found.named.commits[directory] = [key for key in there if is_commit(split_key(key)[1])]
+    for place in list(_with_parents(directory))[1:]:
+        key = f"{place}/{METADATA_KEY}" if place else METADATA_KEY
+        if key not in found.named.commits[place] and _is_there(store, key):
+            found.named.commits[place].append(key)
+    named = found.named.below(directory)
+    if named is None:
+        return ()
+    doomed = [meta for meta in orphans if there.get(meta.key) == meta and meta.key not in named]
+    stayed = {meta.key for meta in delete_versions(store, doomed, config)}
+    return [meta for meta in doomed if meta.key not in stayed]
+
+
+def _is_there(store: ObjectStore, key: str) -> bool:
+    try:
+        store.head(key)
+    except NotFoundError:
+        return False
+    return True
+
+
+def _by_directory(metas: Iterable[ObjectMeta]) -> list[list[ObjectMeta]]:
+    groups: defaultdict[str, list[ObjectMeta]] = defaultdict(list)
+    for meta in metas:
+        groups[split_key(meta.key)[0]].append(meta)
+    return list(groups.values())
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from dcp_cloud.checkpoint.cleanup import delete_commit, delete_keys, is_data, list_uploads
+from dcp_cloud.checkpoint.cleanup import delete_keys, delete_version, is_data, list_uploads
 from dcp_cloud.errors import CommitConflictError, NotFoundError, PreconditionError
 from dcp_cloud.format.layout import METADATA_KEY, data_key, is_data_key
 from dcp_cloud.manager.steps import Commit, Steps
@@ -81,7 +81,7 @@ def retire(steps: Steps, step: int, *, stale_before: datetime, etag: str | None 
             return False
         raise _conflict(place.store, "it was saved anew in the meantime")
     try:
-        delete_commit(place.store, METADATA_KEY, etag=commit.etag)
+        delete_version(place.store, METADATA_KEY, etag=commit.etag)
     except PreconditionError as error:
         place.store.delete([mark])
         raise _conflict(place.store, "it was saved anew in the meantime") from error
@@ -106,10 +106,7 @@ def finish_retiring(steps: Steps, step: int) -> bool:
     """
     place = _look(steps, step)
     for mark in place.marks:
-        try:
-            named = set(_read_mark(place.store, mark))
-        except NotFoundError:
-            continue  # somebody else has just finished it
+        named = set(_read_mark(place.store, mark))
         # Names of other writers occur again in later saves; what is younger than the mark is not what it meant.
         doomed = [
             meta.key
@@ -144,8 +141,8 @@ def _read_mark(store: ObjectStore, mark: ObjectMeta) -> Iterable[str]:
     """Read the names in a mark; anybody can have written it, so only names of data directly beside it count."""
     try:
         names = json.loads(store.get(mark.key, max_bytes=_MAX_MARK_BYTES).data)
-    except (ValueError, RecursionError):
-        return []
+    except (NotFoundError, ValueError, RecursionError):
+        return []  # not found: somebody else has just finished that removal
     return [name for name in names if isinstance(name, str) and _may_delete(name)] if isinstance(names, list) else []
 
 

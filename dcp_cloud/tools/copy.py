@@ -4,7 +4,8 @@ The data objects go first, then everything is checked, then the commit. Where on
 the bytes itself; otherwise they pass through here (:mod:`dcp_cloud.tools.relayed`). A copy that broke off goes on where
 it stopped: what is there under a name with the save's id and in full length is there, because objects appear whole or
 not at all. For that reason, and because another copy of the same checkpoint may count on it, a failed copy deletes
-nothing that is whole.
+nothing that is whole. What has lain there without a commit for half a day is sent again all the same, and so is young
+again: a sweep may otherwise take it for a leftover before the copy is committed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
 from typing import TypeVar
 
 from dcp_cloud.checkpoint.bytecheck import ByteChecker
@@ -48,6 +50,8 @@ ResultT = TypeVar("ResultT")
 
 # Options that say which server is meant: one bucket's name on two of them is two buckets.
 _SERVER_OPTIONS = ("endpoint_url", "account", "account_url")
+# Half of the age from which on a sweep takes data without a commit for a leftover: the other half is the copy's.
+_REUSED_FOR = timedelta(hours=12)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,15 +204,17 @@ class _Copy:
         )
         self._check_limits(metas)
         befores = {key: self._look(key, memory) for key, memory in commits.items()}
-        there = {meta.key: meta.size_bytes for meta in self._to.list()}
+        listed = {meta.key: meta for meta in self._to.list()}
+        there = {key: meta.size_bytes for key, meta in listed.items()}
         self._check_kinds(commits, there)
         whole = {meta.key for meta in metas if there.get(meta.key) == meta.size_bytes}
         if len(whole) == len(metas) and not any(befores.values()):
             verified = self._check_bytes(metas, items) if read_back else 0
             return replace(report, was_there=True, verified_items=verified)
         self._check_names(metas, there, has_commit=any(split_key(key)[1] in commits for key in there))
-        resumed = [meta for meta in metas if meta.key in whole and is_data_key(meta.key)]
-        missing = [meta for meta in metas if meta.key not in whole or not is_data_key(meta.key)]
+        kept = {key for key in whole if is_data_key(key) and not (all(befores.values()) and _is_old(listed[key]))}
+        resumed = [meta for meta in metas if meta.key in kept]
+        missing = [meta for meta in metas if meta.key not in kept]
         self._hook(Planned(phase="copy", size_bytes=sum(meta.size_bytes for meta in missing), items=len(missing)))
         copied = self._copy_server_side(missing) if server_side else set()
         relayed = [meta for meta in missing if meta.key not in copied]
@@ -367,6 +373,10 @@ class _Copy:
         logger.info("committed %s", self._target.uri.locate(key).root)
         if replaced is not None:
             delete_replaced(self._to, replaced, load_metadata(memory, key=key))
+
+
+def _is_old(meta: ObjectMeta) -> bool:
+    return meta.modified_at is not None and datetime.now(timezone.utc) - meta.modified_at > _REUSED_FOR
 
 
 def _retrying(location: Location, hook: EventHook) -> RetryingStore:

@@ -150,10 +150,10 @@ def test_ctrl_c_says_how_to_go_on(
     """Ctrl-C after the commit was deleted ends with 130 and the advice to run it again, which finishes it."""
     delete = MemoryStore.delete
 
-    def delete_commits_only(store: MemoryStore, keys: Sequence[str]) -> None:
+    def delete_commits_only(store: MemoryStore, keys: Sequence[str], *, if_match: str | None = None) -> None:
         if any(key.endswith(".distcp") for key in keys):
             raise KeyboardInterrupt
-        delete(store, keys)
+        delete(store, keys, if_match=if_match)
 
     with monkeypatch.context() as patched:
         patched.setattr(MemoryStore, "delete", delete_commits_only)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from datetime import datetime, timedelta, timezone
 from itertools import product
@@ -234,6 +235,30 @@ def test_what_an_earlier_try_stored_is_verified(at, files):
     with pytest.raises(CorruptCheckpointError, match="of the copy is damaged"):
         copy_checkpoint(origin, goal)
     assert ".metadata" not in _contents(goal)
+
+
+@pytest.mark.parametrize("moment", ["list", "delete"])
+def test_a_sweep_takes_nothing_from_a_resumed_copy(at, uneven, moment):
+    """A copy that broke off two days ago is resumed while a sweep works: what the copy commits stays whole."""
+    origin, goal = _put(at("memory", "from"), uneven), at("file", "to")
+    _put(goal, {name: content for name, content in uneven.items() if name.endswith(".distcp")})
+    days_ago = time.time() - 2 * 86400
+    for name in _contents(goal):
+        os.utime(os.path.join(goal.uri.root.removeprefix("file://"), name), (days_ago, days_ago))
+    reports = []
+
+    class Sweeping(StoreWrapper):
+        def around(self, request, run):
+            if request.verb == moment and not reports:
+                found = run() if moment == "list" else None
+                reports.append(copy_checkpoint(origin, goal))
+                return run() if found is None else found
+            return run()
+
+    sweep(Sweeping(goal.store))
+    assert (reports[0].resumed, reports[0].relayed) == (0, 2)
+    assert _contents(goal) == uneven
+    assert verify_checkpoint(goal.store).ok
 
 
 def test_what_is_there_is_there_whole(at, files):

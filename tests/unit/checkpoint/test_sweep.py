@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from dcp_cloud.stores.local import LocalStore
 from dcp_cloud.stores.memory import MemoryStore
 from dcp_cloud.stores.prefix import PrefixStore
 from dcp_cloud.testing import Fault, FaultyStore, RecordingStore
+from dcp_cloud.testing.wrappers import Request, StoreWrapper
 
 ID = "0123456789abcdef" * 2
 HOSTILE = b"cos\nsystem\n(S'true'\ntR."
@@ -332,3 +334,49 @@ def test_exactly_the_unnamed_go(
 
 def is_above(directory: str, other: str) -> bool:
     return directory in ("", other) or other.startswith(f"{directory}/")
+
+
+class Meanwhile(StoreWrapper):
+    """Does something once, just before a request of one kind."""
+
+    def __init__(self, store: ObjectStore, verb: str, nth: int, action: Callable[[], None]) -> None:
+        super().__init__(store)
+        self.verb, self.left, self.action = verb, nth, action
+
+    def around(self, request: Request, run: Callable[[], Any]) -> Any:
+        if request.verb == self.verb:
+            self.left -= 1
+            if self.left == 0:
+                self.action()
+        return run()
+
+
+@pytest.mark.parametrize("directory", ["", "step-1/", "run/step-1/"])
+@pytest.mark.parametrize("above", [False, True])
+def test_what_is_committed_while_a_sweep_reads_stays(store: MemoryStore, directory: str, above: bool) -> None:
+    """Data that lay there for days and got a commit after the listing is judged again before it is deleted."""
+    put(store, directory + data(0), directory + data(1))
+    place = "" if above else directory
+
+    def save() -> None:
+        commit(store, f"{place}.metadata", (directory if above else "") + data(0))
+
+    report = sweep_later(Meanwhile(store, "list", 2, save))
+    assert keys(store) == {f"{place}.metadata", directory + data(0)}
+    assert [meta.key for meta in report.orphans] == [directory + data(1)]
+
+
+def test_what_is_written_anew_while_a_sweep_deletes_stays(store: MemoryStore) -> None:
+    """Only the version that was judged is deleted: a copy that sends an object again has it."""
+    put(store, data(0))
+    report = sweep_later(Meanwhile(store, "delete", 1, lambda: put(store, data(0))))
+    assert keys(store) == {data(0)}
+    assert report.orphans == ()
+
+
+def test_a_commit_that_cannot_be_read_by_then_protects_its_directory(store: MemoryStore) -> None:
+    """What is committed meanwhile and cannot be read may name anything."""
+    put(store, data(0))
+    report = sweep_later(Meanwhile(store, "list", 2, lambda: put(store, ".metadata")))
+    assert keys(store) == {data(0), ".metadata"}
+    assert [one.key for one in report.unreadable] == [".metadata"]
