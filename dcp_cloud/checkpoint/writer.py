@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import threading
 import time
 import uuid
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch.distributed as dist
@@ -24,6 +23,7 @@ from dcp_cloud.checkpoint.commit import (
     commit,
     delete_rank_commits,
     delete_replaced,
+    is_committed,
     load_replaced,
     look_before,
     object_keys,
@@ -33,19 +33,19 @@ from dcp_cloud.checkpoint.fetch import read_object
 from dcp_cloud.checkpoint.location import Location, StoreLike, URILike, is_checkpoint_uri
 from dcp_cloud.checkpoint.portable import portable_errors
 from dcp_cloud.checkpoint.summary import SummaryCollector, TransferSummary
+from dcp_cloud.checkpoint.turn import Turn
 from dcp_cloud.config import TransferConfig
 from dcp_cloud.errors import (
     CheckpointExistsError,
     CommitConflictError,
-    ConfigError,
     DcpCloudError,
     IncompleteCheckpointError,
-    NotFoundError,
     TransferCancelledError,
     UnsupportedFormatError,
 )
 from dcp_cloud.format.layout import data_key, to_storage_info
-from dcp_cloud.format.metadata import dump_metadata, load_metadata
+from dcp_cloud.format.metadata import dump_metadata
+from dcp_cloud.stores.cancel import CancelScope
 from dcp_cloud.transfer.events import EventHook, PhaseDone, Planned, ignore_event
 from dcp_cloud.transfer.retry import Retrier
 from dcp_cloud.transfer.retrying import RetryingStore
@@ -69,17 +69,24 @@ _NOT_COMMITTED = (
 
 @dataclass(slots=True)
 class _Save:
-    """The save under way."""
+    """A save, and where it goes."""
 
-    save_id: str
-    thread: int = 0
+    location: Location
+    save_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     has_begun: bool = False
     has_ended: bool = False
     rank: int = 0
     use_collectives: bool = True
     before: Before | None = None
+    replaced_keys: tuple[str, ...] = ()
     uploader: Uploader | None = None
-    is_cancelled: bool = False
+    may_be_committed: bool = False
+    # Of the requests before and after the data; those of the data end with the uploader, which cleans up behind it.
+    scope: CancelScope = field(default_factory=CancelScope)
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self.scope.is_cancelled
 
 
 class CloudStorageWriter(StorageWriter):
@@ -114,19 +121,19 @@ class CloudStorageWriter(StorageWriter):
         on_event: EventHook | None = None,
     ) -> None:
         super().__init__()
-        self._location = Location(uri, transfer=transfer, store=store, config=config, schemes=self._schemes)
+        self._place = Location(uri, transfer=transfer, store=store, config=config, schemes=self._schemes)
         self._overwrite = overwrite
         self._extensions = tuple(extensions)
         self._hook = on_event or ignore_event
-        self._save = _Save(_new_id())
+        self._turn = Turn(_Save(self._place))
         self.last_save: TransferSummary | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A checkpoint process gets a fresh copy for every save; two copies must not share the id of a save.
-        return {**self.__dict__, "_save": None}
+        return {**self.__dict__, "_turn": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _save=_Save(_new_id()))
+        self.__dict__.update(state, _turn=Turn(_Save(state["_place"])))
 
     @property
     def checkpoint_id(self) -> str:
@@ -144,15 +151,20 @@ class CloudStorageWriter(StorageWriter):
         Args:
             checkpoint_id: A new URI, or None to stay where the writer is.
         """
-        if checkpoint_id:
-            self._location.move(checkpoint_id)
-        self._save = _Save(_new_id(), thread=threading.get_ident())
+        with self._turn.lock:
+            if checkpoint_id:
+                # A copy: a save that is overtaken stays where it is.
+                place = copy.copy(self._place)
+                place.move(checkpoint_id)
+                self._place = place
+            self._turn.take(_Save(self._place))
 
     def storage_meta(self) -> StorageMeta | None:
         """Name this save, for planners; the same goes into ``.metadata``."""
-        if self._save.has_ended:
-            self._save = _Save(_new_id())
-        return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=self._save.save_id)
+        with self._turn.lock:
+            if self._turn.own.has_ended:
+                self._turn.take(_Save(self._place))
+            return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=self._turn.own.save_id)
 
     # torch passes rank and use_collectives only to a parameter that is literally called kwargs.
     @portable_errors
@@ -166,16 +178,17 @@ class CloudStorageWriter(StorageWriter):
 
         Raises:
             CheckpointExistsError: A checkpoint is here and ``overwrite=False``.
+            ConfigError: Another save has begun with this writer, in another thread.
         """
-        if self._save.has_begun:
-            self._save = _Save(_new_id())
-        save = self._save
-        save.thread = threading.get_ident()
-        save.has_begun = True
+        with self._turn.lock:
+            save = self._own_save()
+            save = self._turn.take(_Save(self._place) if save.has_begun else save)
+            save.has_begun = True
         save.use_collectives = bool(kwargs.get("use_collectives", True))
         save.rank = _rank(kwargs.get("rank"))
         if is_coordinator or not save.use_collectives:
-            save.before = self._look_before(save)
+            with save.scope:
+                save.before = self._look_before(save)
 
     @portable_errors
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
@@ -214,6 +227,8 @@ class CloudStorageWriter(StorageWriter):
             save.uploader = None
             save.has_ended = error is not None or save.before is None
             self.last_save = collector.end(error)
+            if save.has_ended:
+                self._turn.leave()
         summary = self.last_save
         logger.info(
             "saved %d items, %d bytes in %.1f s (%.0f MiB/s) to %s",
@@ -240,29 +255,32 @@ class CloudStorageWriter(StorageWriter):
             CommitConflictError: Another job committed here since this save began.
             CheckpointExistsError: The same, with ``overwrite=False``.
         """
-        save, store = self._own_save(), self._retrying()
+        save = self._own_save()
         began_s = time.monotonic()
         error: BaseException | None = None
         try:
-            self._commit(metadata, results, save, store)
+            with save.scope:
+                self._commit(metadata, results, save, self._retrying())
         except BaseException as caught:
             error = caught
-            if isinstance(caught, _NOT_COMMITTED):
-                self._discard(results, store)
+            if isinstance(caught, _NOT_COMMITTED) and not save.may_be_committed:
+                self._discard(results, self._retrying())
             raise
         finally:
             save.has_ended = True
+            self._turn.leave()
             duration_s = time.monotonic() - began_s
             self._hook(PhaseDone(phase="commit", duration_s=duration_s, error=type(error).__name__ if error else None))
-        logger.info("committed %s in %.2f s", self.checkpoint_id, time.monotonic() - began_s)
+        logger.info("committed %s in %.2f s", save.location.uri.root, time.monotonic() - began_s)
 
     def cancel(self) -> None:
         """Give up the save under way, from any thread: it raises, nothing is committed, its uploads are aborted.
 
-        What has reached the commit is committed. Without a save under way nothing happens.
+        A commit on its way is broken off too; the error says that nobody knows whether it took effect, and the data
+        stays. Without a save under way nothing happens.
         """
-        save = self._save
-        save.is_cancelled = True
+        save = self._turn.current
+        save.scope.cancel()
         if save.uploader is not None:
             save.uploader.pool.cancel()
 
@@ -278,15 +296,16 @@ class CloudStorageWriter(StorageWriter):
         """Make what ``.metadata`` says of the save as a whole."""
         return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=save_id)
 
+    @property
+    def _location(self) -> Location:
+        return self._turn.own.location
+
     def _own_save(self) -> _Save:
-        """Give the save that this thread has set up; an overlapping one has moved the writer to another place."""
-        if self._save.thread not in (0, threading.get_ident()):
-            raise ConfigError(
-                "another save has begun with the same writer, so this one was given up",
-                key=self.checkpoint_id,
-                hint="wait for the future of one async_save before the next one, or use a writer for each",
-            )
-        return self._save
+        return self._turn.check(
+            "save has begun with the same writer",
+            key=self.checkpoint_id,
+            hint="wait for the future of one async_save before the next one, or use a writer for each",
+        )
 
     def _write_items(self, plan: SavePlan, planner: SavePlanner, save: _Save, hook: EventHook) -> list[WriteResult]:
         encoded: list[EncodedItem] = []
@@ -335,9 +354,11 @@ class CloudStorageWriter(StorageWriter):
         committed.version = _DCP_VERSION
         replaced = load_replaced(self._read_object, before.key) if before.etag is not None else None
         try:
+            save.may_be_committed = True
             commit(store, dump_metadata(committed), before, overwrite=self._overwrite)
         except (CommitConflictError, CheckpointExistsError):
-            if not self._is_committed(committed, before.key):
+            if not is_committed(self._read_object, before.key, committed, where=self.checkpoint_id):
+                save.may_be_committed = False
                 raise
         if replaced is not None:
             delete_replaced(store, replaced, committed)
@@ -345,18 +366,6 @@ class CloudStorageWriter(StorageWriter):
             delete_rank_commits(store, self._read_object, committed)
         elif before.etag is not None and not save.use_collectives and save.rank == 0:
             delete_rank_commits(store, self._read_object, committed, from_rank=_world_size())
-
-    def _is_committed(self, committed: Metadata, key: str) -> bool:
-        """See whether the commit that stands there is this save's.
-
-        A refusal is believed only after a look: the answer to our own commit may have been lost, and what was read to
-        tell it from another job's may have been damaged on the way.
-        """
-        try:
-            found = load_metadata(self._read_object(key)[0], key=f"{self.checkpoint_id}/{key}")
-        except NotFoundError:
-            return False
-        return bool(object_keys(found) & object_keys(committed))
 
     def _discard(self, results: list[list[WriteResult]], store: RetryingStore) -> None:
         """Delete the data of a save that was refused; it is not named by anything."""
@@ -372,10 +381,6 @@ class CloudStorageWriter(StorageWriter):
 
     def _retrying(self) -> RetryingStore:
         return RetryingStore(self._location.store, Retrier(config=self._location.transfer.retry, hook=self._hook))
-
-
-def _new_id() -> str:
-    return uuid.uuid4().hex
 
 
 def _world_size() -> int:

@@ -94,7 +94,6 @@ class CloudHuggingFaceStorageWriter(CloudStorageWriter):
         self._files = FilePlanner(self._numbers)
         self._is_sharded = save_distributed
         self._consolidates = enable_consolidation
-        self._existing: tuple[str, ...] = ()
 
     @portable_errors
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
@@ -123,7 +122,7 @@ class CloudHuggingFaceStorageWriter(CloudStorageWriter):
         Returns:
             The plans with the names of their files.
         """
-        withdraw(self._retrying_data(), self._existing)
+        withdraw(self._retrying_data(), self._own_save().replaced_keys)
         if self._is_sharded:
             return plans
         names = self._files.whole_files(plans)
@@ -138,7 +137,7 @@ class CloudHuggingFaceStorageWriter(CloudStorageWriter):
             )
         if self._consolidates:
             look_for_model(self._retrying(), overwrite=self._overwrite)
-        self._existing = look_for_model(self._retrying_data(), overwrite=self._overwrite)
+        save.replaced_keys = look_for_model(self._retrying_data(), overwrite=self._overwrite)
         return Before(key=commit_key(is_sharded=self._is_sharded), etag=None)
 
     def _write_items(self, plan: SavePlan, planner: SavePlanner, save: _Save, hook: EventHook) -> list[WriteResult]:
@@ -191,7 +190,7 @@ class CloudHuggingFaceStorageWriter(CloudStorageWriter):
         else:
             document = index_document({index.fqn: record for index, record in placed.items()})
         publish(data, commit_key(is_sharded=self._is_sharded), document, overwrite=self._overwrite)
-        delete_leftovers(data, self._existing, {record.name for record in placed.values()})
+        delete_leftovers(data, save.replaced_keys, {record.name for record in placed.values()})
         if self._consolidates:
             place = self._location
             reader = CloudHuggingFaceStorageReader(

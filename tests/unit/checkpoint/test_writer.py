@@ -5,12 +5,13 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from dcp_cloud import CloudStorageReader, CloudStorageWriter
 from dcp_cloud.config import MIB, RetryConfig, TransferConfig
@@ -20,7 +21,7 @@ from dcp_cloud.stores.memory import MemoryStore
 from dcp_cloud.testing import Fault, RecordingStore
 from dcp_cloud.testing.wrappers import SimulatedCrash
 from dcp_cloud.transfer.events import PhaseDone, Planned, Progressed, RequestDone, TransferEvent
-from tests.unit.checkpoint.place import URI, failure, faulty, keys, load, new_store, save, writer
+from tests.unit.checkpoint.place import URI, failure, faulty, keys, load, new_store, reader, save, writer
 
 STATE = {"w": torch.arange(1000.0), "n": 7}
 
@@ -263,6 +264,81 @@ def test_overlapping_saves_with_one_writer_are_told_apart(moment: str, resets: b
     load(loaded, places["second" if resets else "first"])
     assert loaded["n"] == 7
     assert (".metadata" in keys(places["first"])) == (not resets)
+
+
+class Held(dcp.DefaultSavePlanner):
+    """Sets up when it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_come, self.may_go = threading.Event(), threading.Event()
+
+    def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
+        self.has_come.set()
+        assert self.may_go.wait(60)
+        super().set_up_planner(state_dict, storage_meta, is_coordinator)
+
+
+def test_a_save_that_is_overtaken_while_it_plans_takes_nothing_over() -> None:
+    """A save does not go to the place of another one that began, in another thread, before the writer was set up."""
+    places = {name: new_store() for name in ("first", "second", "third")}
+    made = CloudStorageWriter("memory://m/first", store=lambda uri: places[uri.prefix.rpartition("/")[2]])
+    held = Held()
+
+    def overtaken() -> BaseException:
+        return failure(
+            dcp.save, {"w": torch.zeros(3)}, storage_writer=made, checkpoint_id="memory://m/second", planner=held
+        )
+
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(overtaken)
+        assert held.has_come.wait(10)
+        dcp.save({"w": torch.ones(3)}, storage_writer=made, checkpoint_id="memory://m/third")
+        held.may_go.set()
+        error = other.result()
+    assert isinstance(error, ConfigError)
+    assert "another save has begun" in str(error)
+    assert "memory://m/second" in str(error)
+    loaded = {"w": torch.full((3,), 5.0)}
+    load(loaded, places["third"])
+    assert loaded["w"].eq(1).all()
+    assert not keys(places["second"])
+    dcp.save({"w": torch.zeros(3)}, storage_writer=made, checkpoint_id="memory://m/first")
+    assert ".metadata" in keys(places["first"])
+
+
+class OvertakenWriter(CloudStorageWriter):
+    """Is moved by another thread while it commits."""
+
+    def _describe_save(self, save_id: str) -> StorageMeta:
+        thread = threading.Thread(target=self.reset, args=("memory://m/second",))
+        thread.start()
+        thread.join()
+        return super()._describe_save(save_id)
+
+
+def test_a_save_that_is_overtaken_at_its_commit_stays_where_it_is() -> None:
+    """The place of a save is its own from its beginning on, however late another one moves the writer."""
+    places = {name: new_store() for name in ("first", "second")}
+    made = OvertakenWriter("memory://m/first", store=lambda uri: places[uri.prefix.rpartition("/")[2]])
+    Steps(made).set_up().write().finish()
+    assert not keys(places["second"])
+    found = reader(places["first"]).read_metadata().storage_meta
+    assert found is not None
+    assert found.checkpoint_id == "memory://m/first"
+    assert made.checkpoint_id == "memory://m/second"
+
+
+def test_a_writer_that_was_moved_in_the_main_thread_saves_in_another() -> None:
+    """Whoever resets a writer himself may save in a thread that has not."""
+    places = {name: new_store() for name in ("first", "second")}
+    made = CloudStorageWriter("memory://m/first", store=lambda uri: places[uri.prefix.rpartition("/")[2]])
+    made.reset("memory://m/second")
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(lambda: Steps(made).set_up().write().finish()).result()
+    assert ".metadata" in keys(places["second"])
+    Steps(made).set_up().write().finish()
+    assert made.checkpoint_id == "memory://m/second"
 
 
 def test_every_event_reaches_the_hook_and_the_summary() -> None:
