@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -23,6 +24,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from dcp_cloud.checkpoint.cleanup import delete_version
 from dcp_cloud.errors import (
     AlreadyExistsError,
+    CheckpointError,
     CheckpointExistsError,
     CommitConflictError,
     DcpCloudError,
@@ -129,27 +131,21 @@ def commit(store: ObjectStore, data: bytes, before: Before, *, overwrite: bool) 
         TransferCancelledError: It was given up on its way, and may have taken effect.
         StoreError: The store refused, or could not tell who committed.
     """
+    is_ranks_own = rank_of_metadata_key(before.key) is not None
+    # A commit of the other kind has another key, so no condition on ours meets it. The save with collectives looks
+    # just before its commit, the one without looks just after it and yields. Neither notices only if the latter fits
+    # between look and commit of the former.
+    if not is_ranks_own and not overwrite and _etag(store, metadata_key(0)) is not None:
+        raise _conflict(store, "a rank has committed for itself", overwrite=overwrite)
     condition = IfAbsent() if before.etag is None else IfMatch(before.etag)
     try:
-        store.put(before.key, [memoryview(data)], condition=condition)
+        etag: str | None = store.put(before.key, [memoryview(data)], condition=condition).etag
     except (AlreadyExistsError, PreconditionError) as error:
         # A network may deliver a request twice and hand out the second answer: then what refused us is our own commit.
         # No other save has the same bytes, since the id of the save is among them.
-        if _holds(store, before.key, data):
-            return
-        if overwrite:
-            raise CommitConflictError(
-                "another job committed a checkpoint here while this save was running; this save was not committed",
-                key=store.uri,
-                cause=error,
-                hint="give each job its own prefix; to replace the other job's checkpoint, save again",
-            ) from error
-        raise CheckpointExistsError(
-            "another job committed a checkpoint here while this save was running, and overwrite=False",
-            key=store.uri,
-            cause=error,
-            hint="give each job its own prefix",
-        ) from error
+        if not _holds(store, before.key, data):
+            raise _conflict(store, error, overwrite=overwrite) from error
+        etag = _etag(store, before.key) if is_ranks_own else None
     except TransferCancelledError as error:
         raise TransferCancelledError(
             "the save was cancelled during its commit, and nobody knows whether that took effect",
@@ -157,6 +153,12 @@ def commit(store: ObjectStore, data: bytes, before: Before, *, overwrite: bool) 
             cause=error,
             hint="see with 'dcp-cloud ls'; there is a whole checkpoint or none",
         ) from error
+    if is_ranks_own and _etag(store, metadata_key()) is not None:
+        # On load the other commit wins over those of ranks, so nothing is lost with ours.
+        if etag is not None:
+            with suppress(PreconditionError):
+                delete_version(store, before.key, etag=etag)
+        raise _conflict(store, "it was saved with collectives", overwrite=overwrite)
 
 
 def is_committed(read: ReadObject, key: str, committed: Metadata, *, where: str) -> bool:
@@ -258,6 +260,22 @@ def object_keys(metadata: Metadata) -> set[str]:
         CorruptCheckpointError: A record is damaged or leaves the prefix.
     """
     return {from_storage_info(info).key for info in (metadata.storage_data or {}).values()}
+
+
+def _conflict(store: ObjectStore, cause: str | Exception, *, overwrite: bool) -> CheckpointError:
+    if overwrite:
+        return CommitConflictError(
+            "another job committed a checkpoint here while this save was running; this save was not committed",
+            key=store.uri,
+            cause=cause,
+            hint="give each job its own prefix; to replace the other job's checkpoint, save again",
+        )
+    return CheckpointExistsError(
+        "another job committed a checkpoint here while this save was running, and overwrite=False",
+        key=store.uri,
+        cause=cause,
+        hint="give each job its own prefix",
+    )
 
 
 def _may_delete(key: str) -> bool:

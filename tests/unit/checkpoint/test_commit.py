@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from collections.abc import Callable
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -33,7 +35,7 @@ from dcp_cloud.format.layout import StoredItem, to_storage_info
 from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.testing import Fault, RecordingStore
 from dcp_cloud.testing.wrappers import Request, StoreWrapper
-from tests.unit.checkpoint.place import TRANSFER, failure, faulty, keys, load, new_store, save
+from tests.unit.checkpoint.place import TRANSFER, failure, faulty, keys, load, new_store, save, writer
 
 
 def put(store: ObjectStore, key: str, data: bytes = b"x") -> str:
@@ -285,3 +287,62 @@ def test_an_object_longer_than_any_metadata_is_not_fetched(monkeypatch: pytest.M
     with pytest.raises(CorruptCheckpointError, match="11 bytes"):
         read_object(store, "k", TRANSFER)
     assert not store.count("get_range")
+
+
+class Meeting(StoreWrapper):
+    """Lets another job do something just before, or after, the commit of this one."""
+
+    def __init__(self, store: ObjectStore, key: str, when: str, action: Callable[[], object]) -> None:
+        super().__init__(store)
+        self.key, self.when, self.action = key, when, action
+
+    def around(self, request: Request, run: Callable[[], object]) -> object:  # type: ignore[override]
+        is_commit = request.verb == "put" and request.key == self.key
+        if is_commit and self.when == "before":
+            self.action()
+        result = run()
+        if is_commit and self.when == "after":
+            self.action()
+        return result
+
+
+needs_rank_local = pytest.mark.skipif(
+    "use_collectives" not in inspect.signature(dcp.save).parameters, reason="dcp.save has it from torch 2.9 on"
+)
+
+
+def save_alone(value: float, store: ObjectStore, *, overwrite: bool) -> None:
+    dcp.save({"w": torch.full((3,), value)}, storage_writer=writer(store, overwrite=overwrite), use_collectives=False)
+
+
+@needs_rank_local
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_rank_yields_to_a_commit_of_all(overwrite: bool, when: str) -> None:
+    """A rank's own commit that meets one of all ranks is taken back with its data, and its save says so."""
+    store = new_store()
+    meeting = Meeting(store, "__0.metadata", when, lambda: save({"w": torch.full((3,), 2.0)}, store))
+    with pytest.raises(CommitConflictError if overwrite else CheckpointExistsError, match="with collectives"):
+        save_alone(1.0, meeting, overwrite=overwrite)
+    loaded = {"w": torch.zeros(3)}
+    load(loaded, store)
+    assert loaded["w"].tolist() == [2.0] * 3
+    assert len(keys(store)) == 2  # its commit and its data
+
+
+@needs_rank_local
+def test_a_commit_of_all_replaces_no_rank_that_came_first() -> None:
+    """With overwrite=False a save with collectives that meets the commit of a rank is refused and leaves nothing."""
+    store = new_store()
+
+    class Late(StoreWrapper):
+        def around(self, request: Request, run: Callable[[], object]) -> object:  # type: ignore[override]
+            if request.verb == "put" and request.key.endswith(".distcp"):
+                save_alone(1.0, store, overwrite=False)
+            return run()
+
+    error = failure(save, {"w": torch.full((3,), 2.0)}, Late(store), overwrite=False)
+    assert isinstance(error, CheckpointExistsError)
+    assert "a rank has committed" in str(error)
+    assert {key for key in keys(store) if not key.endswith(".distcp")} == {"__0.metadata"}
+    assert len(keys(store)) == 2
