@@ -21,9 +21,11 @@ from dcp_cloud.checkpoint.location import Location, StoreLike, URILike, is_check
 from dcp_cloud.checkpoint.portable import portable_errors
 from dcp_cloud.checkpoint.summary import SummaryCollector, TransferSummary
 from dcp_cloud.checkpoint.tiling import check_tiling
+from dcp_cloud.checkpoint.turn import Turn
 from dcp_cloud.config import KIB, MIB, TransferConfig
 from dcp_cloud.errors import (
     BucketNotFoundError,
+    CheckpointError,
     CheckpointNotFoundError,
     CommitConflictError,
     CorruptCheckpointError,
@@ -89,7 +91,7 @@ class CloudStorageReader(StorageReader):
         self._unsafe_metadata = unsafe_metadata
         self._unsafe_values = unsafe_values
         self._hook = on_event or ignore_event
-        self._load_id = uuid.uuid4().hex
+        self._turn = Turn(uuid.uuid4().hex)
         self._metadata: Metadata | None = None
         self._failure: Exception | None = None
         self._is_rank_local = False
@@ -99,7 +101,10 @@ class CloudStorageReader(StorageReader):
         self.last_load: TransferSummary | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_commits": {}}
+        return {**self.__dict__, "_commits": {}, "_turn": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _turn=Turn(uuid.uuid4().hex))
 
     @property
     def checkpoint_id(self) -> str:
@@ -117,12 +122,13 @@ class CloudStorageReader(StorageReader):
         Args:
             checkpoint_id: A new URI, or None to stay where the reader is.
         """
-        if checkpoint_id:
-            self._location.move(checkpoint_id)
-            self._commits = {}
-        self._metadata = None
-        self._failure = None
-        self._load_id = uuid.uuid4().hex
+        with self._turn.lock:
+            self._turn.take(uuid.uuid4().hex)
+            if checkpoint_id:
+                self._location.move(checkpoint_id)
+                self._commits = {}
+            self._metadata = None
+            self._failure = None
 
     # torch passes the rank only to a parameter that is literally called kwargs.
     @portable_errors
@@ -173,8 +179,10 @@ class CloudStorageReader(StorageReader):
             **kwargs: Unused.
 
         Raises:
+            ConfigError: Another load has begun with this reader, in another thread.
             Exception: Why ``read_metadata`` found no checkpoint.
         """
+        self._check_turn()
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
@@ -184,6 +192,7 @@ class CloudStorageReader(StorageReader):
     @portable_errors
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Tell the coordinator which save this rank is about to load: each rank has read ``.metadata`` by itself."""
+        self._check_turn()
         return dataclasses.replace(plan, storage_data=self._save_seen())
 
     @portable_errors
@@ -221,8 +230,10 @@ class CloudStorageReader(StorageReader):
         Raises:
             CorruptCheckpointError: Stored bytes are not what was saved.
             IncompleteCheckpointError: An object that the checkpoint names is gone.
+            ConfigError: Another load has begun with this reader, in another thread.
             StoreError: The store refused.
         """
+        self._check_turn()
         if self._metadata is None:
             self._metadata = self.read_metadata()
         collector = SummaryCollector("load", self.checkpoint_id, self._hook)
@@ -230,11 +241,13 @@ class CloudStorageReader(StorageReader):
         try:
             self._commits = {}
             self.fill(self._metadata, plan, planner, hook=collector)
+            self._check_turn()  # whoever came meanwhile may have moved the reader under this load's feet
         except BaseException as caught:
             error = caught
             raise
         finally:
             self.last_load = collector.end(error)
+            self._turn.leave()
         summary = self.last_load
         logger.info(
             "loaded %d items, %d bytes in %.1f s (%.0f MiB/s) from %s",
@@ -270,6 +283,10 @@ class CloudStorageReader(StorageReader):
             self._fill(metadata, plan, planner, hook)
         except BucketNotFoundError:
             raise
+        except CheckpointError as error:
+            if error.key is not None and "://" not in error.key:
+                error.key = self._location.uri.locate(error.key).root
+            raise
         except OutOfRangeError as error:
             raise CorruptCheckpointError(
                 "an object is shorter than the checkpoint says",
@@ -297,6 +314,17 @@ class CloudStorageReader(StorageReader):
             unsafe_values=self._unsafe_values,
         )
         filler.fill(plan)
+
+    @property
+    def _load_id(self) -> str:
+        return self._turn.own
+
+    def _check_turn(self) -> None:
+        self._turn.check(
+            "load has begun with the same reader",
+            key=self.checkpoint_id,
+            hint="use a reader for each thread",
+        )
 
     def _save_seen(self) -> str | None:
         """Name the save that is being loaded; None if whoever wrote it gave it no name."""

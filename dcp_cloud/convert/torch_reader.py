@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 
+from dcp_cloud.checkpoint.landing import extent_bytes
 from dcp_cloud.checkpoint.location import StoreLike, URILike, part_file
 from dcp_cloud.checkpoint.reader import CloudStorageReader
 from dcp_cloud.config import TransferConfig
@@ -114,10 +115,11 @@ class CloudTorchSaveReader(CloudStorageReader):
         Args:
             checkpoint_id: URI of another file, or None for the same.
         """
-        if checkpoint_id:
-            checkpoint_id, self._name = _file(checkpoint_id)
-        super().reset(checkpoint_id)
-        self._contents = None
+        with self._turn.lock:
+            if checkpoint_id:
+                checkpoint_id, self._name = _file(checkpoint_id)
+            super().reset(checkpoint_id)
+            self._contents = None
 
     @property
     def tensor_crc32(self) -> dict[str, int]:
@@ -252,7 +254,7 @@ def _item(key: str, name: str, tensor: torch.Tensor, empty: Empty, contents: _Co
     skipped_bytes = int(tensor.storage_offset()) * tensor.itemsize
     shape, strides = tuple(tensor.shape), tensor.stride()
     row_major = is_row_major(shape, strides)
-    nbytes = tensor.nbytes if row_major else record.nbytes - skipped_bytes
+    nbytes = extent_bytes(tensor)
     is_whole = row_major and nbytes == record.nbytes
     crc32 = record.crc32 if is_whole else None
     if crc32 is not None and nbytes > PAGE_BYTES:  # a part cannot be verified by it

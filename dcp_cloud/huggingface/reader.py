@@ -55,10 +55,11 @@ class CloudHuggingFaceStorageReader(CloudStorageReader):
         Args:
             checkpoint_id: A new URI, or None to stay where the reader is.
         """
-        if checkpoint_id:
-            checkpoint_id, self._only = part_file(checkpoint_id, (SUFFIX,))
-        super().reset(checkpoint_id)
-        self._opened = {}
+        with self._turn.lock:
+            if checkpoint_id:
+                checkpoint_id, self._only = part_file(checkpoint_id, (SUFFIX,))
+            super().reset(checkpoint_id)
+            self._opened = {}
 
     def _read_commit(self, key: str) -> Metadata:
         if key != metadata_key():

@@ -10,10 +10,16 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dcp_cloud import CloudStorageReader, CloudStorageWriter, StoreURI, open_store
-from dcp_cloud.errors import CorruptCheckpointError, DcpCloudError, IncompleteCheckpointError
+from dcp_cloud.errors import CorruptCheckpointError, DcpCloudError, IncompleteCheckpointError, UnsafeCheckpointError
 from dcp_cloud.stores.base import ObjectStore
 
 Place = Callable[..., str]
+
+
+class Surprise:
+    """A value of a class that nobody allowed."""
+
+
 places = pytest.mark.parametrize("place", ["memory", "file", "ceph"], indirect=True)
 
 
@@ -56,6 +62,30 @@ def test_a_short_object_is_called_by_its_uri(place: Place, kept: int) -> None:
     error = load_error(uri)
     assert type(error) is CorruptCheckpointError
     assert error.key == f"{StoreURI.parse(uri).root}/{key}"
+
+
+@places
+def test_a_changed_object_is_called_by_its_uri(place: Place) -> None:
+    """The key of an object in which one byte is another is its URI."""
+    uri = place("run/step-1")
+    store, key = save(uri)
+    data = bytearray(store.get(key, max_bytes=1_000_000).data)
+    data[len(data) // 2] ^= 1
+    store.put(key, [memoryview(data)])
+    error = load_error(uri)
+    assert type(error) is CorruptCheckpointError
+    assert error.key == f"{StoreURI.parse(uri).root}/{key}"
+
+
+@places
+def test_a_value_that_may_not_be_loaded_is_called_by_its_uri(place: Place) -> None:
+    """The key of an object that holds what may not be loaded is its URI."""
+    uri = place("run/step-1")
+    dcp.save({"w": Surprise()}, storage_writer=CloudStorageWriter(uri))
+    error = load_error(uri)
+    assert type(error) is UnsafeCheckpointError
+    assert error.key is not None
+    assert error.key.startswith(f"{StoreURI.parse(uri).root}/__0_0.")
 
 
 @pytest.mark.parametrize(

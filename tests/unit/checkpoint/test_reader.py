@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -247,3 +248,65 @@ def test_nothing_is_sent_before_the_load() -> None:
     assert not store.calls
     assert CloudStorageReader.validate_checkpoint_id(URI)
     assert not CloudStorageReader.validate_checkpoint_id("/a/plain/path")
+
+
+class OvertakenPlanner(dcp.DefaultLoadPlanner):
+    """Lets another thread load with the same reader, at a moment of the load."""
+
+    def __init__(self, overtake: Callable[[], None], moment: str) -> None:
+        super().__init__()
+        self.overtake, self.moment = overtake, moment
+
+    def _at(self, moment: str) -> None:
+        if moment == self.moment:
+            with ThreadPoolExecutor(1) as threads:
+                threads.submit(self.overtake).result()
+
+    def set_up_planner(self, *args: Any, **kwargs: Any) -> None:
+        self._at("set_up")
+        super().set_up_planner(*args, **kwargs)
+
+    def create_local_plan(self) -> LoadPlan:
+        self._at("plan")
+        return super().create_local_plan()
+
+    def finish_plan(self, new_plan: LoadPlan) -> LoadPlan:
+        self._at("finish")
+        return super().finish_plan(new_plan)
+
+    def resolve_tensor(self, read_item: Any) -> torch.Tensor:
+        self._at("fill")
+        return super().resolve_tensor(read_item)
+
+
+@pytest.mark.parametrize("moment", ["set_up", "plan", "finish", "fill"])
+def test_overlapping_loads_with_one_reader_are_told_apart(moment: str) -> None:
+    """A load that another thread overtook in the same reader fails, instead of giving the numbers of the other one."""
+    places = {"first": new_store(), "second": new_store()}
+    save({"w": torch.zeros(5)}, places["first"])
+    save({"w": torch.ones(5)}, places["second"])
+    made = CloudStorageReader("memory://m/first", store=lambda uri: places[uri.prefix.rpartition("/")[2]])
+    other, mine = {"w": torch.full((5,), 7.0)}, {"w": torch.full((5,), 7.0)}
+
+    def overtake() -> None:
+        dcp.load(other, storage_reader=made, checkpoint_id="memory://m/second")
+
+    planner = OvertakenPlanner(overtake, moment)
+    error = failure(dcp.load, mine, storage_reader=made, checkpoint_id="memory://m/first", planner=planner)
+    assert isinstance(error, errors.ConfigError)
+    assert "another load has begun" in str(error)
+    assert other["w"].eq(1).all()
+    dcp.load(mine, storage_reader=made, checkpoint_id="memory://m/first")
+    assert mine["w"].eq(0).all()
+
+
+def test_a_reader_pickles_while_it_loads() -> None:
+    """A copy begins anew, wherever the load stands."""
+    store = new_store()
+    save(STATE, store)
+    made = reader(store)
+    made.reset()
+    copied = pickle.loads(pickle.dumps(made))
+    state = blank()
+    dcp.load(state, storage_reader=copied)
+    assert state["n"] == 7
