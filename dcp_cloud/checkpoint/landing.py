@@ -3,7 +3,8 @@
 A box of a row-major tensor is a number of runs of consecutive bytes. Where the target's memory has the same bytes in
 the same order, the runs land in it directly; everything else (another dtype, another layout, an accelerator, runs too
 short to be worth a buffer each) is read into temporaries of bounded size and copied by torch. A transposed or
-channels-last tensor is a row-major one with its dimensions in another order, on both sides.
+channels-last tensor is a row-major one with its dimensions in another order, on both sides; so is a view with gaps
+between its elements or with elements that overlap, but for its strides.
 """
 
 from __future__ import annotations
@@ -129,16 +130,27 @@ def plan_landing(
     _check_bounds(stored, offsets, target)
     if stored.strides is not None:
         order = sorted(range(len(stored.shape)), key=stored.strides.__getitem__, reverse=True)
-        ordered = replace(stored, shape=_pick(stored.shape, order), strides=None)
-        if not is_row_major(ordered.shape, _pick(stored.strides, order)):
-            return [_whole(stored, stored.strides, offsets, target)]
-        stored, offsets, target = ordered, _pick(offsets, order), target.permute(order)
-    if _lands_directly(stored, target):
+        shape, strides = _pick(stored.shape, order), _pick(stored.strides, order)
+        stored = replace(stored, shape=shape, strides=None if is_row_major(shape, strides) else strides)
+        offsets, target = _pick(offsets, order), target.permute(order)
+    if stored.strides is None and _lands_directly(stored, target):
         runs = _runs(stored.shape, offsets, target.shape, stored.dtype.itemsize)
         least = max(_MIN_RUN_BYTES, config.load_bytes // _MAX_RUNS, _MIN_RUN_PAGES * stored.unit_bytes)
         if runs.nbytes >= min(least, target.nbytes):
             return list(_direct(stored, runs, tensor_bytes(target), config))
     return list(_converted(stored, tuple(offsets), target, config))
+
+
+def extent_bytes(tensor: torch.Tensor) -> int:
+    """Measure the stretch of memory from the first to the last element of a tensor.
+
+    Args:
+        tensor: A tensor of any strides.
+
+    Returns:
+        Its length, bytes.
+    """
+    return _span(tensor.shape, tensor.stride()) * tensor.itemsize if tensor.numel() else 0
 
 
 def _pick(values: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
@@ -212,7 +224,7 @@ def _piece(stored: StoredTensor, start: int, stop: int, memory: memoryview) -> T
 def _converted(
     stored: StoredTensor, offsets: tuple[int, ...], target: torch.Tensor, config: LandingConfig
 ) -> Iterator[Target]:
-    strides = _row_major(stored.shape)
+    strides = stored.strides or _row_major(stored.shape)
     itemsize = stored.dtype.itemsize
     for tile_offsets, tile in _tiles(stored, offsets, target, config):
         first = sum(offset * stride for offset, stride in zip(tile_offsets, strides, strict=True))
@@ -233,7 +245,7 @@ def _tiles(
     stored: StoredTensor, offsets: tuple[int, ...], target: torch.Tensor, config: LandingConfig
 ) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
     """Halve a box along its outermost divisible dimension until its bytes are worth one temporary."""
-    strides = _row_major(stored.shape)
+    strides = stored.strides or _row_major(stored.shape)
     itemsize = stored.dtype.itemsize
     is_long = _span(target.shape, strides) * itemsize > config.tile_bytes
     # Gaps within a page are read anyway.
@@ -251,19 +263,6 @@ def _tiles(
 def _span(lengths: Sequence[int], strides: Sequence[int]) -> int:
     """Count the elements from the first to the last of a box."""
     return 1 + sum((length - 1) * stride for length, stride in zip(lengths, strides, strict=True))
-
-
-def _whole(stored: StoredTensor, strides: Sequence[int], offsets: Sequence[int], target: torch.Tensor) -> Target:
-    """Read a tensor whose elements overlap or have gaps between them whole."""
-    base = sum(offset * stride for offset, stride in zip(offsets, strides, strict=True))
-    return Target(
-        key=stored.key,
-        start=stored.start,
-        nbytes=stored.nbytes,
-        checks=stored.checks(0, stored.nbytes),
-        convert=_copier(target, stored.dtype, strides, base),
-        label=stored.label,
-    )
 
 
 def _copier(

@@ -11,17 +11,18 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from types import MappingProxyType
 
 import numpy as np
 import torch
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from dcp_cloud.checkpoint.boxes import BoxPlanner
 from dcp_cloud.checkpoint.reader import CloudStorageReader
 from dcp_cloud.checkpoint.tiling import Box
 from dcp_cloud.errors import CorruptCheckpointError, UnsupportedFormatError
-from dcp_cloud.format.layout import BLOCK_BYTES
+from dcp_cloud.format.layout import BLOCK_BYTES, from_storage_info
 from dcp_cloud.transfer.events import EventHook, only_requests
 from dcp_cloud.transfer.span import Span, crc32_of
 from dcp_cloud.transfer.upload import ObjectUpload, Uploader
@@ -140,8 +141,11 @@ class TensorStream:
         pieces = [step.piece for step in steps if step.piece is not None]
         if pieces:
             nbytes, self._waiting_bytes = self._waiting_bytes, 0
-            self._uploader.budget.acquire(nbytes, own_bytes=steps[0].upload.open_bytes)
-            _read(self._reader, self._metadata, pieces, self._hook)
+            # What the open part holds, and the batch, are sent by this thread only: the load must not wait for either.
+            budget, open_bytes = self._uploader.budget, steps[0].upload.open_bytes
+            budget.acquire(nbytes, own_bytes=open_bytes)
+            with budget.parked(open_bytes + nbytes):
+                _read(self._reader, self._metadata, pieces, self._hook)
         for step in steps:
             if step.piece is not None and step.piece.verify is not None:
                 step.piece.verify()
@@ -153,8 +157,13 @@ class TensorStream:
 
 def _read(reader: CloudStorageReader, metadata: Metadata, pieces: Sequence[_Piece], hook: EventHook) -> None:
     planner = BoxPlanner()
-    for piece in pieces:
-        _plan(piece, planner)
+    for _, group in groupby(pieces, key=lambda piece: piece.fqn):
+        own = list(group)
+        if _is_row_major(metadata, own[0]):
+            for piece in own:
+                _plan([piece], planner)
+        else:
+            _plan(own, planner)
 
     reader.fill(metadata, planner.create_local_plan(), planner, hook=only_requests(hook))
 
@@ -168,15 +177,26 @@ def _verify(fqn: str, spans: Sequence[Span], crc: int) -> None:
         )
 
 
-def _plan(piece: _Piece, planner: BoxPlanner) -> None:
-    piece.memory = np.empty(piece.stop - piece.start, dtype=np.uint8)
-    dtype = piece.entry.properties.dtype
-    values = torch.from_numpy(piece.memory).view(dtype)
-    first, last = piece.start // dtype.itemsize, piece.stop // dtype.itemsize
+def _is_row_major(metadata: Metadata, piece: _Piece) -> bool:
+    """Tell whether the bytes of a piece are known to lie together."""
+    records = metadata.storage_data or {}
+    stored = [from_storage_info(records[MetadataIndex(piece.fqn, chunk.offsets)]) for chunk in piece.entry.chunks]
+    return all(item.raw is not None and item.raw.strides is None for item in stored)
+
+
+def _plan(pieces: Sequence[_Piece], planner: BoxPlanner) -> None:
+    """Plan to read pieces that follow each other: as one where each would touch the same bytes as all others."""
+    start, stop = pieces[0].start, pieces[-1].stop
+    memory = np.empty(stop - start, dtype=np.uint8)
+    for piece in pieces:
+        piece.memory = memory[piece.start - start : piece.stop - start]
+    entry = pieces[0].entry
+    dtype = entry.properties.dtype
+    values = torch.from_numpy(memory).view(dtype)
     position = 0
-    for box in linear_boxes(tuple(piece.entry.size), first, last):
+    for box in linear_boxes(tuple(entry.size), start // dtype.itemsize, stop // dtype.itemsize):
         numel = math.prod(box.sizes)
-        planner.add(piece.fqn, piece.entry, box, values[position : position + numel].view(box.sizes))
+        planner.add(pieces[0].fqn, entry, box, values[position : position + numel].view(box.sizes))
         position += numel
 
 

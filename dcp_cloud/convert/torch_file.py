@@ -47,8 +47,9 @@ class _Queue:
 class _StreamedArchive(Archive):
     """Streams storages that stand for tensors of the checkpoint."""
 
-    def __init__(self, queue: _Queue, uploader: Uploader, names: Mapping[int, str]) -> None:
-        super().__init__(queue, uploader.budget)
+    def __init__(self, queue: _Queue, names: Mapping[int, str]) -> None:
+        # What is not streamed are tensors within values, in host memory: no copies, and nothing to wait for here.
+        super().__init__(queue, None)
         self._queue = queue
         self._names = names
 
@@ -93,7 +94,7 @@ def write_torch_file(
         for name, (dtype, shape) in tensors.items()
     }
     names = {tensor.untyped_storage()._cdata: name for name, tensor in stand_ins.items()}
-    archive = _StreamedArchive(_Queue(stream, upload), uploader, names)
+    archive = _StreamedArchive(_Queue(stream, upload), names)
     pickle_state(nest(stand_ins), archive, key=key)
     archive.end()
     stream.end(upload)

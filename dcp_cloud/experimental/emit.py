@@ -124,10 +124,10 @@ class Archive:
 
     Args:
         upload: The object that is appended to.
-        budget: Bounds the copies that are made of an accelerator's memory.
+        budget: Bounds the copies that are made of an accelerator's memory; None where there are no such copies.
     """
 
-    def __init__(self, upload: Sink, budget: Account) -> None:
+    def __init__(self, upload: Sink, budget: Account | None) -> None:
         self._upload = upload
         # Where there is an accelerator, torch may hand over a copy, and does not say whether it is one.
         self._budget = budget if torch.accelerator.is_available() else None

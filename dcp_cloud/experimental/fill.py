@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from dcp_cloud.checkpoint.landing import LandingConfig, StoredTensor, filling, plan_landing
+from dcp_cloud.checkpoint.landing import LandingConfig, StoredTensor, extent_bytes, filling, plan_landing
 from dcp_cloud.crc32 import combine_crc32, crc32
 from dcp_cloud.errors import CorruptCheckpointError
 from dcp_cloud.experimental.index import Record
@@ -70,14 +70,15 @@ def fill_tensor(
         memory = torch.frombuffer(tensor_bytes(target), dtype=torch.uint8)
         yield from _fill_whole(memory, record, key, config)
         return
+    nbytes = extent_bytes(source)
     stored = StoredTensor(
         key=key,
         start=record.start + skipped_bytes,
-        nbytes=record.nbytes - skipped_bytes,
+        nbytes=nbytes,
         shape=shape,
         strides=None if is_row_major(shape, strides) else strides,
         dtype=source.dtype,
-        crc32=record.crc32 if skipped_bytes == 0 and record.nbytes <= config.tile_bytes else None,
+        crc32=record.crc32 if nbytes == record.nbytes <= config.tile_bytes else None,
         page_crc32=(),
         label=label,
     )

@@ -13,6 +13,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Final
@@ -35,8 +37,9 @@ class ByteBudget:
     """Grants bytes first come, first served; whoever finds too few left waits.
 
     A request is granted when all that is held stays within the limit of the account that asks. One that would not fit
-    is granted nevertheless when nothing can come back otherwise: when all that is held belongs to those who wait. So
-    one oversized piece may pass alone, and no size of tensor can block a save or load for good.
+    is granted nevertheless when nothing can come back otherwise: when all that is held belongs to those who wait, or is
+    parked by those who wait for another transfer. So one oversized piece may pass alone, and no size of tensor can
+    block a save or load for good.
     """
 
     def __init__(self) -> None:
@@ -48,6 +51,7 @@ class ByteBudget:
         self._line: deque[_Ticket] = deque()
         # Summed up from the accounts each time: two figures to keep in step could be torn apart by a Ctrl-C.
         self._held: dict[Account, int] = {}
+        self._parked: dict[Account, int] = {}
         self._peak_bytes = 0
 
     @property
@@ -84,7 +88,7 @@ class ByteBudget:
         held = self.held_bytes
         if held + ticket.nbytes <= ticket.account.limit_bytes:
             return True
-        return held <= sum(waiting.own_bytes for waiting in self._line)
+        return held <= sum(self._parked.values()) + sum(waiting.own_bytes for waiting in self._line)
 
     def _grant(self, account: Account, nbytes: int) -> None:
         self._held[account] = held = self._held.get(account, 0) + nbytes
@@ -177,6 +181,26 @@ class Account:
                 self._budget._grant(self, -nbytes)
                 self._budget._serve()
 
+    @contextmanager
+    def parked(self, nbytes: int) -> Iterator[None]:
+        """Declare, while a transfer with another account runs, what cannot be released before that has ended.
+
+        The one thread that produces this account's work runs the other transfer within the block. Its bytes are held
+        all the same, but whoever waits for memory must not wait for them.
+
+        Args:
+            nbytes: Bytes of this account that only the thread of the block can release.
+        """
+        budget = self._budget
+        try:
+            with budget._lock:
+                budget._parked[self] = nbytes
+                budget._serve()
+            yield
+        finally:
+            with budget._lock:
+                budget._parked.pop(self, None)
+
     def cancel(self) -> None:
         """Send away everybody who waits or comes, with an error; what is held stays held until ``close``."""
         with self._budget._lock:
@@ -192,6 +216,7 @@ class Account:
         with self._budget._lock:
             self._is_closed = True
             self._budget._held.pop(self, None)
+            self._budget._parked.pop(self, None)
             self._budget._serve()
 
     def _give_up(self, ticket: _Ticket) -> None:

@@ -29,7 +29,7 @@ from dcp_cloud import (
     open_store,
     torch_save_to_dcp,
 )
-from dcp_cloud.transfer.events import Planned, Progressed, TransferEvent
+from dcp_cloud.transfer.events import Planned, Progressed, RequestDone, TransferEvent
 from tests.checkpoint.conftest import every_cloud
 from tests.checkpoint.states import ALL_DTYPES, equal, odd_tensors, random_bytes, training_state, zeros_like
 from tests.convert import jobs
@@ -146,6 +146,41 @@ def test_views_and_shared_storages_of_a_file_are_read(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "m.pt")
     convert_checkpoint(tmp_path / "m.pt", tmp_path / "m.safetensors")
     assert equal(load_file(tmp_path / "m.safetensors"), {name: value.contiguous() for name, value in state.items()})
+
+
+def turned_and_cut() -> dict[str, torch.Tensor]:
+    """Make tensors whose rows do not lie together, of 12 MiB and of a part of 24 MiB."""
+    base = torch.arange(3 * 2**20, dtype=torch.float32)
+    wide = torch.cat([base, -base]).reshape(1024, 6144)
+    turned = base[: 1537 * 2046].clone().reshape(1537, 2046).t()
+    return {"turned": turned, "columns": wide[:, 1000:4000], "tiny": wide[:2, :5]}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("source", "target"), [("m.pt", "m.safetensors"), ("m.pt", "dcp2"), ("dcp", "m.safetensors"), ("dcp", "n.pt")]
+)
+def test_tensors_that_are_read_in_many_strips_fit_into_little_memory(tmp_path: Path, source: str, target: str) -> None:
+    """A transposed tensor and a view, each longer than max_inflight_bytes, are converted and not waited for."""
+    state = turned_and_cut()
+    torch.save(state, tmp_path / "m.pt")
+    dcp.save(state, storage_writer=CloudStorageWriter(tmp_path / "dcp"))
+    transfer = TransferConfig(max_inflight_bytes=8 * 2**20, part_size_bytes=2**20)
+    convert_checkpoint(tmp_path / source, tmp_path / target, to="dcp" if target == "dcp2" else None, transfer=transfer)
+    if target == "dcp2":
+        found = load_dcp(f"{tmp_path}/dcp2", state)
+    else:
+        found = load_file(tmp_path / target) if target.endswith("safetensors") else torch.load(tmp_path / target)
+    assert equal(found, {name: value.contiguous() for name, value in state.items()})
+
+
+def test_a_small_view_of_a_long_tensor_costs_its_own_bytes(tmp_path: Path) -> None:
+    """What lies before, behind and between the elements of a view is not fetched."""
+    torch.save({"tiny": torch.randn(2000, 3000)[5:9, 7:12]}, tmp_path / "m.pt")
+    events: list[TransferEvent] = []
+    convert_checkpoint(tmp_path / "m.pt", tmp_path / "m.safetensors", on_event=events.append)
+    read = [event for event in events if isinstance(event, RequestDone) and event.verb.startswith("get")]
+    assert sum(event.size_bytes for event in read) < 120_000
 
 
 @every_cloud

@@ -128,6 +128,24 @@ def test_only_the_wanted_bytes_are_fetched(directory: str) -> None:
     assert sum(sizes) < 80_000 < os.path.getsize(f"{directory}/checkpoint_0.pt") // 50
 
 
+def test_a_view_costs_the_bytes_from_its_first_element_to_its_last(tmp_path: Path) -> None:
+    """Columns of a long tensor are read by themselves, from its middle and from its first byte."""
+    sizes: list[int] = []
+
+    def note(event: TransferEvent) -> None:
+        if isinstance(event, RequestDone) and event.verb.startswith("get"):
+            sizes.append(event.size_bytes)
+
+    base = torch.arange(3_000_000.0).reshape(1000, 3000)
+    views = {"first": base[:2, :5], "middle": base[500:503, 7:12], "turned": base[900:902].t()}
+    jobs.writer(f"file://{tmp_path}").write(f"file://{tmp_path}", views)
+    for name, view in views.items():
+        sizes.clear()
+        found = reader(on_event=note).read(f"file://{tmp_path}", {name: None})[0]
+        assert equal(found[name], view)
+        assert sum(sizes) < 120_000, name
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [

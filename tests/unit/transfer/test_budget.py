@@ -210,6 +210,41 @@ def test_two_that_wait_for_each_other_go_on() -> None:
     second.end()
 
 
+def test_parked_bytes_are_no_reason_to_wait() -> None:
+    """What is held by a thread that runs another transfer cannot come back before that has ended."""
+    budget = ByteBudget()
+    sending, reading = budget.open(10), budget.open(10)
+    sending.acquire(8)
+    askers = Askers(reading)
+    askers.ask("reading", 5)
+    with sending.parked(6):
+        assert askers.granted.empty(), "two bytes are under way"
+        sending.release(2)
+        assert askers.granted.get(timeout=20) == "reading"
+        reading.release(5)
+    askers.ask("later", 5)
+    assert askers.granted.empty(), "nothing is parked any more"
+    sending.release(6)
+    assert askers.granted.get(timeout=20) == "later"
+    askers.end()
+
+
+def test_a_closed_account_has_nothing_parked() -> None:
+    """A transfer that ended while it was parked excuses nobody else."""
+    budget = ByteBudget()
+    ended, other = budget.open(10), budget.open(10)
+    ended.acquire(8)
+    with ended.parked(8):
+        ended.close()
+        other.acquire(8)
+        askers = Askers(other)
+        askers.ask("more", 5)
+        assert askers.granted.empty()
+        other.release(8)
+        assert askers.granted.get(timeout=20) == "more"
+    askers.end()
+
+
 def test_who_does_not_want_to_wait_takes_only_what_is_free() -> None:
     """Bytes for an extra are granted at once or not at all, and never before somebody who waits."""
     budget = ByteBudget().open(10)
