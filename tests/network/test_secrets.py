@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import json
 import logging
 import pickle
 import ssl
@@ -27,7 +28,15 @@ from google.oauth2.credentials import Credentials
 from torch.distributed.checkpoint.api import CheckpointException
 from typer.testing import CliRunner
 
-from dcp_cloud import CloudStorageReader, CloudStorageWriter, RetryConfig, TransferConfig, errors, open_store
+from dcp_cloud import (
+    CheckpointManager,
+    CloudStorageReader,
+    CloudStorageWriter,
+    RetryConfig,
+    TransferConfig,
+    errors,
+    open_store,
+)
 from dcp_cloud.cli.app import build_app
 from dcp_cloud.logs import SecretFilter
 from dcp_cloud.stores.azure_config import AzureConfig
@@ -40,7 +49,7 @@ from tests.unit.stores.stub_server import answer, stub_server
 
 _TRANSFER = TransferConfig(max_concurrency=4, retry=RetryConfig(max_attempts=2, base_delay_s=0.01))
 _AWS_SECRET, _AWS_TOKEN = "kJ7secretAccessKey/EXAMPLE+x1", "IQoJsessionToken/EXAMPLE+x2=="
-_GOOGLE_TOKEN = "ya29.bearerTokenExample-x3"
+_GOOGLE_TOKEN, _PLATFORM_TOKEN = "ya29.bearerTokenExample-x3", "eyJ.platformTokenExample-x4"
 _CUSTOMER_KEY = b"customer-key-of-32-bytes-exactly"
 
 
@@ -119,16 +128,41 @@ def _google_credentials() -> Any:
     return Credentials(token=_GOOGLE_TOKEN)
 
 
-@pytest.fixture(params=["s3", "gcs", "azure key", "azure signature"])
+@contextmanager
+def _federated(directory: Path) -> Iterator[Path]:
+    """Run a service that exchanges a platform's token for Google's, and give the file that says so."""
+    document = {"access_token": _GOOGLE_TOKEN, "token_type": "Bearer", "expires_in": 3600}
+    document["issued_token_type"] = "urn:ietf:params:oauth:token-type:access_token"
+    with stub_server(lambda _request: answer(200, json.dumps(document).encode(), content_type="application/json")) as sts:
+        (directory / "platform-token").write_text(_PLATFORM_TOKEN)
+        path = directory / "federation.json"
+        path.write_text(
+            json.dumps(
+                {
+                    "type": "external_account",
+                    "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/q",
+                    "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+                    "token_url": f"{sts.url}/v1/token",
+                    "credential_source": {"file": str(directory / "platform-token")},
+                }
+            )
+        )
+        yield path
+
+
+@pytest.fixture(params=["s3", "gcs factory", "gcs federation", "azure key", "azure signature"])
 def secured(
-    request: pytest.FixtureRequest, servers: Callable[[str], ObjectServer], monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    servers: Callable[[str], ObjectServer],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> Iterator[Secured]:
     """A bucket behind a proxy on each cloud, and credentials of each kind."""
     kind = request.param
-    server = servers({"s3": "moto", "gcs": "fake-gcs"}.get(kind, "azurite"))
+    server = servers({"s3": "moto", "gcs": "fake-gcs"}.get(kind.partition(" ")[0], "azurite"))
     bucket = f"test-{uuid.uuid4().hex[:12]}"
     server.create_bucket(bucket)
-    with FaultProxy(server.endpoint_url) as proxy:
+    with FaultProxy(server.endpoint_url) as proxy, _federated(tmp_path) as federation:
         if kind == "s3":
             environment: Mapping[str, str] = {
                 "AWS_ACCESS_KEY_ID": "ASIAEXAMPLE",
@@ -137,7 +171,11 @@ def secured(
                 "AWS_DEFAULT_REGION": "us-east-1",
             }
             place = Secured(f"s3://{bucket}/run?endpoint_url={proxy.url}&part_size=5MiB", (_AWS_SECRET, _AWS_TOKEN))
-        elif kind == "gcs":
+        elif kind == "gcs federation":
+            environment = {"GOOGLE_APPLICATION_CREDENTIALS": str(federation)}
+            uri = f"gs://{bucket}/run?endpoint_url={proxy.url}&upload_method=compose"
+            place = Secured(uri, (_GOOGLE_TOKEN, _PLATFORM_TOKEN))
+        elif kind == "gcs factory":
             environment = {}
             config = GCSConfig(endpoint_url=proxy.url, upload_method="compose", credentials_factory=_google_credentials)
             place = Secured(f"gs://{bucket}/run", (_GOOGLE_TOKEN,), config)
@@ -172,11 +210,20 @@ def _run(place: Secured, evidence: Evidence, *faults: NetworkFault) -> None:
     settings: dict[str, Any] = {"transfer": _TRANSFER, "config": place.config, "on_event": events.append}
     writer, reader = CloudStorageWriter(place.uri, **settings), CloudStorageReader(place.uri, **settings)
     store = open_store(place.uri, config=place.config)
+    manager = CheckpointManager(place.uri, keep_last=1, **settings)
     state = {"w": torch.ones(2_000_000)}
+
+    def in_background(step: int) -> None:
+        manager.async_save(step, state).result()
+
     for work in (
         functools.partial(dcp.save, state, storage_writer=writer),
         functools.partial(dcp.load, state, storage_reader=reader),
         functools.partial(store.head, ".metadata"),
+        functools.partial(in_background, 1),
+        functools.partial(in_background, 2),
+        functools.partial(manager.restore, state),
+        manager.list,
     ):
         error = _failure_of(work)
         if error is None:
@@ -188,11 +235,12 @@ def _run(place: Secured, evidence: Evidence, *faults: NetworkFault) -> None:
             evidence.add_error(inner)
     evidence.add("event", *events)
     evidence.add("summary", writer.last_save, reader.last_load)
+    evidence.add("manager", manager, vars(manager), manager.last_retention)
     # Without the hook, which does not pickle.
     evidence.add("writer", CloudStorageWriter(place.uri, transfer=_TRANSFER, config=place.config))
     evidence.add("store and settings", store, place.config, vars(writer), vars(reader))
     evidence.add("exchange", *place.proxy.exchanges, place.proxy.replay)
-    for each in (writer, reader, store):
+    for each in (manager, writer, reader, store):
         each.close()
     place.proxy.set_faults()
 
