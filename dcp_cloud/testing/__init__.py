@@ -8,6 +8,8 @@ The servers run on 127.0.0.1 and need no Docker::
         server.create_bucket("bucket")
         uri = server.uri("bucket", "run/step-1")  # to be opened with server.environment in the environment
 
+For pytest, :mod:`dcp_cloud.testing.fixtures` has them as fixtures, with a fresh bucket for each test.
+
 The stores that wrap a store are in :mod:`dcp_cloud.testing.wrappers`; the proxy that goes between a real client and a
 real server is in :mod:`dcp_cloud.testing.proxy`.
 """

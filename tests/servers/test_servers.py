@@ -54,6 +54,17 @@ def test_a_server_stores_an_object_and_leaves_nothing(name: str, tmp_path: Path,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_server_does_not_mind_the_users_own_clouds(monkeypatch: pytest.MonkeyPatch):
+    """A profile in the user's environment, which the server's own SDK would look for, is not the server's."""
+    monkeypatch.setenv("AWS_PROFILE", "not-there")
+    with MotoServer() as server:
+        monkeypatch.delenv("AWS_PROFILE")
+        server.create_bucket("test-bucket")
+        client = server.client()
+        with pytest.raises(client.exceptions.NoSuchKey):  # moto's refusals go through its own client
+            client.get_object(Bucket="test-bucket", Key="missing")
+
+
 def test_a_server_ends_when_its_starter_is_killed(tmp_path: Path):
     """A server does not outlive the process that started it, even if that is killed."""
     script = (

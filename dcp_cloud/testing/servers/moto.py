@@ -6,12 +6,24 @@ It copies the whole object for each ranged read and never refuses a corrupt body
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
+from types import MappingProxyType
 
 from dcp_cloud.testing.servers.access import Access, S3Access
 from dcp_cloud.testing.servers.base import ObjectServer
 from dcp_cloud.testing.servers.process import free_port, http_status, running
+
+# The AWS SDK within moto looks for the user's files, and for a machine's role.
+_NOBODY: Mapping[str, str] = MappingProxyType(
+    {
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+)
 
 
 class MotoServer(ObjectServer):
@@ -34,6 +46,7 @@ class MotoServer(ObjectServer):
                 [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
                 name=self.name,
                 directory=directory,
+                environment=_NOBODY,
             )
         )
         child.wait_until(lambda: http_status(port, "/moto-api/") == 200)

@@ -17,6 +17,9 @@ from dcp_cloud.testing.servers import guard
 
 _LOG_TAIL_BYTES = 2000
 _POLL_S = 0.02
+# The coverage tool starts itself in each Python child that inherits its variables, and the servers are not what is
+# tested. moto uses the AWS SDK: where its user names a profile that is not set up, it answers 500 instead of refusing.
+_NOT_INHERITED = ("COVERAGE_", "AWS_")
 
 
 class ServerEndedError(DcpCloudError):
@@ -85,14 +88,14 @@ def running(
         command: Program and arguments.
         name: What to call it in messages, and its log ``NAME.log``.
         directory: Where the log goes; the working directory of the command.
-        environment: Variables to set in addition to this process's own.
+        environment: Variables to set in addition to this process's own, of which the coverage tool's and the user's
+            settings for Amazon are left out.
         grace_s: Seconds that it has to end after SIGTERM before it gets SIGKILL.
 
     Yields:
         The running process, not yet known to be ready.
     """
-    # The coverage tool starts itself in each Python child that inherits these, and the servers are not what is tested.
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(_NOT_INHERITED)}
     log_path = os.path.join(directory, f"{name}.log")
     with open(log_path, "wb") as log:
         popen = subprocess.Popen(
