@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
@@ -155,7 +156,7 @@ class GCSStore:
         if if_match is None:
             self.objects.delete(keys)
         else:
-            self.objects.delete_one(keys[0], [_generation_match(if_match, keys[0])])
+            self._delete_version(keys[0], if_match)
 
     def list(self, prefix: str = "") -> Iterator[ObjectMeta]:
         """List all objects below a prefix."""
@@ -187,6 +188,14 @@ class GCSStore:
         """Copy an object."""
         assert isinstance(source, GCSStore)  # noqa: S101 - copies_from was asked
         self.objects.rewrite(source._client, meta.key, meta.etag, key, repeat)
+
+    def _delete_version(self, key: str, generation: str) -> None:
+        try:
+            self.objects.delete_one(key, [_generation_match(generation, key)])
+        except PreconditionError:
+            with suppress(NotFoundError):
+                self.head(key)  # an object that is gone meets no condition either
+                raise
 
     @property
     def _client(self) -> GCSClient:

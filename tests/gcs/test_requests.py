@@ -190,6 +190,20 @@ def test_many_deletes_are_one_request(stub: Stub, open_at: Open):
     ]
 
 
+def test_a_version_is_deleted_by_its_generation(stub: Stub, open_at: Open):
+    """The condition goes along; another version stays, and one that is gone counts as deleted, whatever the answer."""
+    stub.script(Answer(204), json_error(412, "conditionNotMet"), json_answer(_RESOURCE))
+    store = open_at()
+    store.delete(["a"], if_match="7")
+    assert (stub.last.method, stub.last.query["ifGenerationMatch"]) == ("DELETE", "7")
+    with pytest.raises(PreconditionError):
+        store.delete(["a"], if_match="7")
+    looks = [json_answer({"kind": "storage#objects"})]  # for the bucket, after a 404
+    for answers in ([json_error(404, "notFound")], [json_error(412, "conditionNotMet"), json_error(404, "notFound")]):
+        stub.script(*answers, *looks)
+        store.delete(["a"], if_match="7")
+
+
 @pytest.mark.parametrize(
     ("answer", "error"),
     [

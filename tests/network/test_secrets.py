@@ -133,7 +133,8 @@ def _federated(directory: Path) -> Iterator[Path]:
     """Run a service that exchanges a platform's token for Google's, and give the file that says so."""
     document = {"access_token": _GOOGLE_TOKEN, "token_type": "Bearer", "expires_in": 3600}
     document["issued_token_type"] = "urn:ietf:params:oauth:token-type:access_token"
-    with stub_server(lambda _request: answer(200, json.dumps(document).encode(), content_type="application/json")) as sts:
+    token = answer(200, json.dumps(document).encode(), content_type="application/json")
+    with stub_server(lambda _request: token) as sts:
         (directory / "platform-token").write_text(_PLATFORM_TOKEN)
         path = directory / "federation.json"
         path.write_text(
