@@ -32,6 +32,7 @@ from dcp_cloud.checkpoint.encode import EncodedItem, ItemEncoder, estimate_bytes
 from dcp_cloud.checkpoint.fetch import read_object
 from dcp_cloud.checkpoint.location import Location, StoreLike, URILike, is_checkpoint_uri
 from dcp_cloud.checkpoint.portable import portable_errors
+from dcp_cloud.checkpoint.presence import check_stored, item_end
 from dcp_cloud.checkpoint.summary import SummaryCollector, TransferSummary
 from dcp_cloud.checkpoint.turn import Turn
 from dcp_cloud.config import TransferConfig
@@ -352,6 +353,8 @@ class CloudStorageWriter(StorageWriter):
         committed.storage_meta = self._describe_save(save.save_id)
         # An attribute rather than an argument: torch 2.6 knows no version.
         committed.version = _DCP_VERSION
+        if len(results) > 1:  # one rank knows what it has stored
+            check_stored(store, results, item_end, where=self.checkpoint_id)
         replaced = load_replaced(self._read_object, before.key) if before.etag is not None else None
         try:
             save.may_be_committed = True

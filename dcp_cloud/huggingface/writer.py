@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from dcp_cloud.checkpoint.commit import Before, check_complete
 from dcp_cloud.checkpoint.location import StoreLike, URILike
 from dcp_cloud.checkpoint.portable import portable_errors
+from dcp_cloud.checkpoint.presence import check_stored
 from dcp_cloud.checkpoint.staging import row_major_blocks
 from dcp_cloud.checkpoint.writer import CloudStorageWriter, _Save
 from dcp_cloud.config import TransferConfig
@@ -185,6 +186,8 @@ class CloudHuggingFaceStorageWriter(CloudStorageWriter):
             raise TransferCancelledError("the save was cancelled, so nothing was committed", key=self.checkpoint_id)
         placed = check_complete(metadata, results, where=self.checkpoint_id)
         data = self._retrying_data()
+        if len(results) > 1:
+            check_stored(data, results, lambda record: (record.name, record.size_bytes), where=self.checkpoint_id)
         if self._is_sharded:
             document = shards_document(placed.values())
         else:

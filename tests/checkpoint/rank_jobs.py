@@ -17,7 +17,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from dcp_cloud import CloudStorageReader, CloudStorageWriter, TransferConfig
+from dcp_cloud import (
+    CheckpointManager,
+    CloudHuggingFaceStorageWriter,
+    CloudStorageReader,
+    CloudStorageWriter,
+    TransferConfig,
+)
+from dcp_cloud.errors import DcpCloudError
 from tests.checkpoint.states import equal
 
 SIZES = {"rows": (13, 6), "columns": (6, 14), "replicated": (5, 5), "large": (1031, 1027), "tiny": (3,)}
@@ -42,6 +49,24 @@ def save_tensors(uri: str, seed: int, options: dict[str, Any]) -> None:
     """Save DTensors of all placements and one value per rank."""
     state = {**distributed(full_tensors(seed)), f"rank{dist.get_rank()}": dist.get_rank(), "common": "text"}
     dcp.save(state, storage_writer=CloudStorageWriter(uri), **options)
+
+
+def save_elsewhere(uri: str, how: str) -> str:
+    """Save to a place of each rank's own; return what this rank hears."""
+    place = uri.format(rank=dist.get_rank())
+    state = distributed(full_tensors(1))
+    try:
+        if how == "manager":
+            CheckpointManager(place).save(1, state)
+        elif how == "safetensors":
+            dcp.save(state, storage_writer=CloudHuggingFaceStorageWriter(place, save_distributed=True))
+        else:
+            dcp.save(state, storage_writer=CloudStorageWriter(place))
+    except CheckpointException as error:
+        return "; ".join(str(failure) for failure, _ in error.failures.values())
+    except DcpCloudError as error:
+        return str(error)
+    return "ok"
 
 
 def load_tensors(uri: str, seed: int, plus: int = 0) -> list[str]:

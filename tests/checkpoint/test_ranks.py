@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +73,17 @@ def test_a_rank_killed_before_the_commit_leaves_the_old_checkpoint(place: Place)
     with pytest.raises(RankError):
         run_ranks(2, rank_jobs.save_and_die, uri, 1, timeout_s=30)
     assert run_ranks(2, rank_jobs.load_tensors, uri, 1) == [[], []]
+
+
+@pytest.mark.parametrize("kind", ["own directory", "own memory"])
+@pytest.mark.parametrize("how", ["dcp", "manager", "safetensors"])
+def test_ranks_that_save_to_different_places_are_told(kind: str, how: str, tmp_path: Path) -> None:
+    """What a rank stored on a disk of its own node is in no checkpoint: all ranks hear it, and nothing is committed."""
+    uri = f"file://{tmp_path}/node{{rank}}/run" if kind == "own directory" else "memory://node/run"
+    for outcome in run_ranks(2, rank_jobs.save_elsewhere, uri, how):
+        assert "rank 1 stored its data elsewhere" in outcome
+        assert "give all ranks the same URI" in outcome.replace("Give", "give")
+    assert not [path for path in tmp_path.rglob("*") if path.name in {".metadata", "dcp_cloud.shards.json"}]
 
 
 _NEEDS_PROCESS_SAVES = pytest.mark.skipif(not rank_jobs.HAS_PROCESS_SAVES, reason="torch 2.6 saves in threads only")
