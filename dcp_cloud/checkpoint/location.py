@@ -16,7 +16,7 @@ from dcp_cloud.errors import ConfigError
 from dcp_cloud.settings import merge_settings
 from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.stores.prefix import PrefixStore
-from dcp_cloud.stores.registry import open_bucket, open_store
+from dcp_cloud.stores.registry import open_bucket, open_store, server_of
 from dcp_cloud.uri import StoreURI
 
 URILike: TypeAlias = str | os.PathLike[str] | StoreURI
@@ -72,6 +72,36 @@ class Location:
             )
         bucket = self._bucket if _same_place(target, self.uri) else None
         self._enter(target, bucket)
+
+    def is_at(self, other: Location) -> bool:
+        """Tell whether this is the same place as another, however their URIs are written.
+
+        Args:
+            other: Another location.
+
+        Returns:
+            False only if they are known to be two places: what is written to one then leaves the other alone.
+        """
+        return self.uri.prefix == other.uri.prefix and self._shares_bucket(other)
+
+    def is_below(self, other: Location) -> bool:
+        """Tell whether this place lies within another, however their URIs are written.
+
+        Args:
+            other: Another location.
+
+        Returns:
+            False only if it is known to lie elsewhere.
+        """
+        around = other.uri.prefix.rstrip("/")
+        is_within = self.uri.prefix.startswith(f"{around}/") if around or self.uri.scheme == "file" else True
+        return is_within and self.uri.prefix != other.uri.prefix and self._shares_bucket(other)
+
+    def _shares_bucket(self, other: Location) -> bool:
+        if (self.uri.scheme, self.uri.bucket) != (other.uri.scheme, other.uri.bucket):
+            return False
+        servers = {server_of(place.uri, place._config) for place in (self, other)}
+        return len(servers) == 1 or None in servers
 
     def _enter(self, uri: StoreURI, bucket: ObjectStore | None) -> None:
         """Go to a place, or stay where this is if there is anything wrong with it."""

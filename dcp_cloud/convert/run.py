@@ -21,6 +21,7 @@ from dcp_cloud.convert.torch_file import write_torch_file
 from dcp_cloud.convert.torch_reader import CloudTorchSaveReader
 from dcp_cloud.convert.values import nested, read_values
 from dcp_cloud.errors import CheckpointExistsError, ConfigError, NotFoundError, UnsupportedFormatError
+from dcp_cloud.format.layout import from_storage_info
 from dcp_cloud.huggingface.export import FileSplit, export_model
 from dcp_cloud.huggingface.reader import CloudHuggingFaceStorageReader
 from dcp_cloud.transfer.events import EventHook, Planned, ignore_event, only_requests
@@ -151,11 +152,13 @@ def convert_checkpoint(
         overwrite=overwrite,
         max_shard_bytes=max_shard_bytes,
     )
-    if (origin.uri.root, name) == (goal.place.uri.root, target_name):
+    if name == target_name and origin.is_at(goal.place):
         raise ConfigError("source and target are the same", key=goal.root, hint="choose another target")
     quiet = only_requests(hook)
     reader = _open(source, source_form, transfer, origin, allow_unsafe_pickle=allow_unsafe_pickle, hook=quiet)
     found = _look(reader, only)
+    if source_form == target_form == "safetensors" and origin.is_at(goal.place):
+        _refuse_own_files(found, goal)
     collector = SummaryCollector("copy", goal.root, hook)
     error: BaseException | None = None
     try:
@@ -300,6 +303,17 @@ def _to_dcp(source: _Source, target: _Target, hook: EventHook) -> None:
         items.write(source.tensors, known)
         uploader.finish()
     writer.finish(new_metadata(source.tensors, known, source.paths), [items.results()])
+
+
+def _refuse_own_files(source: _Source, target: _Target) -> None:
+    """A model takes the place of all safetensors files beside it, and a file that of its namesake."""
+    own = {from_storage_info(record).key for record in (source.metadata.storage_data or {}).values()}
+    if target.name is None or target.name in own:
+        raise ConfigError(
+            "the source's own files would be replaced by the target's",
+            key=target.root,
+            hint="choose another place for the target",
+        )
 
 
 def _refuse_existing(target: _Target) -> None:

@@ -86,7 +86,7 @@ def merge_shards(
     """
     collector = SummaryCollector("copy", place.uri.root, hook)
     metadata = reader.read_metadata()
-    is_same_place = reader.checkpoint_id == place.uri.root
+    is_same_place = place.is_at(reader._location)
     if is_same_place and any(map(_is_whole, _files(metadata))):
         raise ConfigError(
             "the model's files would be overwritten while they are read",

@@ -8,13 +8,12 @@ import os
 import threading
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 from azure.core.exceptions import AzureError
 from azure.storage.blob import BlobServiceClient, ContainerClient, CustomerProvidedEncryptionKey, StandardBlobTier
 
 from dcp_cloud.errors import ConfigError, DcpCloudError, InvalidRequestError, MissingExtraError
-from dcp_cloud.stores.azure_config import AzureConfig
+from dcp_cloud.stores.azure_config import AzureConfig, account_at
 from dcp_cloud.stores.azure_errors import translated
 from dcp_cloud.stores.azure_transport import WireTransport
 from dcp_cloud.stores.customer_key import read_customer_key
@@ -99,7 +98,7 @@ class AzureClient:
 
 
 def _make_service(uri: StoreURI, config: AzureConfig) -> BlobServiceClient:
-    account = config.account or uri.account or _account_at(config.account_url)
+    account = config.account or uri.account or account_at(config.account_url)
     url = config.account_url or uri.endpoint
     options = _options(config)
     if config.credential_factory is None and not config.anonymous:
@@ -121,18 +120,6 @@ def _make_service(uri: StoreURI, config: AzureConfig) -> BlobServiceClient:
         url = f"https://{account}.blob.core.windows.net"
     credential = _find_credential(url, account, environment, config)
     return BlobServiceClient(url, credential=credential, **options)
-
-
-def _account_at(url: str | None) -> str | None:
-    """Tell which account an address belongs to; None for a domain of its owner's."""
-    if url is None:
-        return None
-    parts = urlsplit(url)
-    name, _, domain = (parts.hostname or "").partition(".")
-    if "blob" in domain.split("."):
-        return name.removesuffix("-secondary")
-    # Servers that have no name for each account (Azurite) have it in the path.
-    return parts.path.strip("/").partition("/")[0] or None
 
 
 def _ask(factory: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever the SDK takes

@@ -114,6 +114,25 @@ class AzureConfig:
                 )
 
 
+def account_at(url: str | None) -> str | None:
+    """Tell which account an address belongs to.
+
+    Args:
+        url: The address of a blob service.
+
+    Returns:
+        The account; None for a domain of its owner's.
+    """
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    name, _, domain = (parts.hostname or "").partition(".")
+    if "blob" in domain.split("."):
+        return name.removesuffix("-secondary")
+    # Servers that have no name for each account (Azurite) have it in the path.
+    return parts.path.strip("/").partition("/")[0] or None
+
+
 def _check_url(url: str) -> None:
     parts = urlsplit(url)
     # A shared access signature stands in the query; the text of a URL that has one must not be repeated.

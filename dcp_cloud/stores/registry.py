@@ -12,6 +12,7 @@ from typing import Any
 from dcp_cloud.config import RetryConfig, TransferConfig, check_options
 from dcp_cloud.errors import ConfigError, MissingExtraError
 from dcp_cloud.settings import merge_settings
+from dcp_cloud.stores.azure_config import account_at
 from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.stores.prefix import PrefixStore
 from dcp_cloud.uri import StoreURI
@@ -45,6 +46,14 @@ _SCHEMES: Mapping[str, _Scheme] = MappingProxyType(
             settings="dcp_cloud.stores.azure_config:AzureConfig",
             extra="azure",
         ),
+    }
+)
+
+# Where the SDKs look for the server when no setting names one.
+_SERVER_VARIABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+        "az": ("AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME"),
     }
 )
 
@@ -113,6 +122,28 @@ def provider_settings(uri: StoreURI) -> type[Any] | None:
     """
     scheme = _SCHEMES[uri.scheme]
     return _load(scheme.settings, uri, scheme) if scheme.settings else None
+
+
+def server_of(uri: StoreURI, config: object = None) -> str | None:
+    """Name the server or the account that a bucket is on: one bucket's name on two of them is two buckets.
+
+    Args:
+        uri: The bucket's URI.
+        config: The provider's settings; they win over the options.
+
+    Returns:
+        The endpoint's URL or the account's name, the same for every way to write it; empty for the provider's own
+        endpoint. None where only the SDK knows.
+    """
+    settings_type = provider_settings(uri)
+    if settings_type is None:
+        return ""
+    settings = merge_settings(config, settings_type, uri.options, section=provider_section(uri))
+    variable = next(filter(None, map(os.environ.get, _SERVER_VARIABLES.get(uri.scheme, ()))), None)
+    if uri.scheme != "az":
+        return (settings.endpoint_url or variable or "").rstrip("/")
+    url = settings.account_url
+    return settings.account or uri.account or account_at(url) or url or variable
 
 
 def _open(parsed: StoreURI, config: object) -> ObjectStore:

@@ -43,13 +43,10 @@ from dcp_cloud.transfer.events import EventHook, PhaseDone, Planned, Progressed,
 from dcp_cloud.transfer.retry import Retrier
 from dcp_cloud.transfer.retrying import RetryingStore
 from dcp_cloud.transfer.workers import WorkerPool
-from dcp_cloud.uri import StoreURI
 
 logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
-# Options that say which server is meant: one bucket's name on two of them is two buckets.
-_SERVER_OPTIONS = ("endpoint_url", "account", "account_url")
 # Half of the age from which on a sweep takes data without a commit for a leftover: the other half is the copy's.
 _REUSED_FOR = timedelta(hours=12)
 
@@ -137,7 +134,7 @@ def copy_tree(
         CheckpointNotFoundError: There is no committed checkpoint.
         DcpCloudError: As for :func:`copy_checkpoint`; those before it were copied.
     """
-    if _same_server(source.uri, target.uri) and f"{target.uri.root}/".startswith(f"{source.uri.root.rstrip('/')}/"):
+    if target.is_at(source) or target.is_below(source):
         raise ConfigError(
             "the target is the source, or below it", key=target.uri.root, hint="name a target beside the source"
         )
@@ -159,15 +156,11 @@ def _below(location: Location, path: str) -> Location:
     return Location(location.uri.child(path), transfer=location.transfer, store=store, config=None, schemes=None)
 
 
-def _same_server(a: StoreURI, b: StoreURI) -> bool:
-    return all(a.options.get(name) == b.options.get(name) for name in _SERVER_OPTIONS)
-
-
 class _Copy:
     """One copy under way."""
 
     def __init__(self, source: Location, target: Location, *, overwrite: bool, hook: EventHook) -> None:
-        if source.uri.root == target.uri.root and _same_server(source.uri, target.uri):
+        if source.is_at(target):
             raise ConfigError("source and target are the same place", key=source.uri.root, hint="name another target")
         self._source = source
         self._target = target

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
 from torch.distributed.checkpoint.metadata import Metadata
 
 from dcp_cloud import CloudStorageWriter, CloudTorchSaveReader, convert_checkpoint, open_store
@@ -25,6 +26,7 @@ from dcp_cloud.errors import (
     UnsafeCheckpointError,
     UnsupportedFormatError,
 )
+from dcp_cloud.stores.memory import MemoryStore
 
 RAN: list[str] = []
 
@@ -157,6 +159,43 @@ def test_overwrite_false_keeps_what_is_there(tmp_path: Path, target: str) -> Non
     assert {path: path.read_bytes() for path in files(tmp_path)} == before
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "only"),
+    [
+        ("model-00001-of-00002.safetensors", "", ""),
+        ("model-00001-of-00002.safetensors", "", "enc."),
+        ("model.safetensors", "", "enc."),
+        ("", "model-00002-of-00002.safetensors", ""),
+    ],
+)
+def test_a_model_is_not_converted_over_its_own_files(tmp_path: Path, source: str, target: str, only: str) -> None:
+    """A conversion never replaces or removes what it reads, and removes nothing beside it."""
+    model = tmp_path / "d"
+    model.mkdir()
+    if source == "model.safetensors":
+        save_file({"enc.a": torch.ones(3), "dec.b": torch.ones(2)}, model / source)
+    else:
+        save_file({"enc.a": torch.ones(3)}, model / "model-00001-of-00002.safetensors")
+        save_file({"b": torch.ones(3)}, model / "model-00002-of-00002.safetensors")
+    before = {path: path.read_bytes() for path in files(model)}
+    with pytest.raises(ConfigError, match="own files"):
+        convert_checkpoint(model / source, model / target, to="safetensors", only=only)
+    assert {path: path.read_bytes() for path in files(model)} == before
+
+
+def test_equal_names_on_two_servers_are_two_places() -> None:
+    """A bucket of the same name on another endpoint can be converted to."""
+    source, target = MemoryStore("server 1"), MemoryStore("server 2")
+    buffer = io.BytesIO()
+    torch.save({"a": torch.ones(2)}, buffer)
+    source.put("m.pt", [memoryview(buffer.getvalue())])
+    uris = [f"s3://bucket/d/m.pt?endpoint_url=http://127.0.0.1:{port}" for port in (1, 2)]
+    convert_checkpoint(*uris, to="torch", source_store=source, target_store=target)
+    assert [meta.key for meta in target.list()] == ["m.pt"]
+    with pytest.raises(ConfigError, match="the same"):
+        convert_checkpoint(uris[0], uris[0], to="torch", source_store=source, target_store=target)
+
+
 def test_a_file_that_is_replaced_while_it_is_read_is_noticed(tmp_path: Path) -> None:
     """Its table of contents is of one version, its bytes of another: that is no success."""
     torch.save({"a": torch.ones(3)}, tmp_path / "m.pt")
@@ -178,7 +217,6 @@ def test_forged_paths_make_no_endless_lists(path: tuple[Any, ...]) -> None:
 
 def test_a_failing_target_leaves_nothing() -> None:
     """A part that cannot be stored ends the conversion; neither objects nor uploads remain."""
-    from dcp_cloud.stores.memory import MemoryStore
     from dcp_cloud.testing import Fault, FaultyStore
 
     source, inner = MemoryStore("source"), MemoryStore("target")

@@ -13,6 +13,7 @@ from dcp_cloud.config import MIB, TransferConfig
 from dcp_cloud.errors import ConfigError
 from dcp_cloud.stores.memory import MemoryStore
 from dcp_cloud.stores.prefix import PrefixStore
+from dcp_cloud.stores.s3_config import S3Config
 from dcp_cloud.uri import StoreURI
 
 
@@ -122,3 +123,42 @@ def test_a_bucket_itself_and_a_directory_are_places(tmp_path: Path) -> None:
 def test_only_uris_are_taken_for_checkpoint_ids(checkpoint_id: Any, expected: bool) -> None:
     """torch asks class after class; paths are left to torch's own."""
     assert is_checkpoint_uri(checkpoint_id) is expected
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        ("s3://b/p", "s3://b/p?part_size=5MiB", True),
+        ("s3://b/p", "s3://b/p?endpoint_url=http://127.0.0.1:1", False),
+        ("s3://b/p?endpoint_url=http://127.0.0.1:1/", "s3://b/p?endpoint_url=http://127.0.0.1:1", True),
+        ("s3://b/p?endpoint_url=http://127.0.0.1:1", "s3://b/p?endpoint_url=http://127.0.0.1:2", False),
+        ("s3://b/p", "s3://b/q", False),
+        ("s3://b/p", "gs://b/p", False),
+        ("az://c/p?account=a", "abfss://c@a.dfs.core.windows.net/p", True),
+        ("az://c/p?account_url=https://a.blob.core.windows.net", "https://a.blob.core.windows.net/c/p", True),
+        ("az://c/p?account_url=http://127.0.0.1:1/a", "az://c/p?account=a", True),
+        ("az://c/p?account=a", "az://c/p?account=b", False),
+        ("az://c/p", "az://c/p?account=b", True),  # whose account it is stands in a connection string, perhaps
+        ("memory://m/p", "memory://m/p", True),
+        ("file:///a/b", "/a/b/", True),
+    ],
+)
+def test_one_place_can_be_written_in_many_ways(
+    one: str, other: str, is_same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server or account counts, wherever it is said; in doubt, two URIs name one place."""
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    assert location(one).is_at(location(other)) is is_same
+    assert location(other).is_at(location(one)) is is_same
+    assert not location(one).is_below(location(other))
+    child = Location(location(one).uri.child("x"), transfer=None, store=None, config=None, schemes=None)
+    assert child.is_below(location(other)) is is_same
+
+
+def test_the_environment_says_which_server_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bucket without an endpoint is on the one of the environment."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert location("s3://b/p").is_at(location("s3://b/p?endpoint_url=http://127.0.0.1:1"))
+    assert not location("s3://b/p").is_at(location("s3://b/p?endpoint_url=http://127.0.0.1:2"))
+    assert not location("s3://b/p", config=S3Config(endpoint_url="http://h:2")).is_at(location("s3://b/p"))
