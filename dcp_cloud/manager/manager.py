@@ -99,8 +99,7 @@ class CheckpointManager:
         self._ranks = Ranks(process_group, no_dist=no_dist)
         self._torch = TorchCalls(self._ranks, no_dist=no_dist, async_mode=async_mode)
         self._in_flight = InFlight(max_in_flight)
-        self._foreground: StepWriter | None = None
-        self._preemption = Preemption(wait_for_saves=self._in_flight.wait_for_saves, give_up=self._give_up)
+        self._preemption = Preemption(wait_for_saves=self._in_flight.wait_for_saves, give_up=self._in_flight.cancel)
         atexit.register(self._in_flight.report_lost)
 
     @property
@@ -132,15 +131,12 @@ class CheckpointManager:
         Raises:
             DcpCloudError: The step was not saved, or an earlier save in the background was not.
         """
-        with self._preemption.saving():
-            writer = self._writer(step, metrics)
+        writer = self._writer(step, metrics)
+        with self._preemption.saving(writer.cancel):
             self._settle(step)
-            self._foreground = writer
-            try:
-                self._torch.save(state_dict, writer, planner)
-            finally:
-                self._foreground = None
-            self._after_commit(step)
+            self._torch.save(state_dict, writer, planner)
+        # Not within: whoever is told to end now need not wait, since retention may be broken off anywhere.
+        self._after_commit(step)
 
     def async_save(
         self,
@@ -169,10 +165,10 @@ class CheckpointManager:
             done = SaveFuture(step)
             done.set_result(None)
             return done
-        with self._preemption.saving():
-            previous = self._in_flight.last
-            turn = partial(wait, [previous]) if previous is not None else None
-            writer = self._writer(step, metrics, turn=turn)
+        previous = self._in_flight.last
+        turn = partial(wait, [previous]) if previous is not None else None
+        writer = self._writer(step, metrics, turn=turn)
+        with self._preemption.saving(writer.cancel):
             self._in_flight.make_room()
             self._agree(step)
             future = SaveFuture(step)
@@ -375,12 +371,6 @@ class CheckpointManager:
             on_event=self._hook,
         )
         self._torch.load(state_dict, reader, planner)
-
-    def _give_up(self) -> None:
-        foreground = self._foreground
-        if foreground is not None:
-            foreground.cancel()
-        self._in_flight.cancel()
 
     def _release(self) -> None:
         self._preemption.uninstall()

@@ -30,7 +30,7 @@ class Preemption:
 
     Args:
         wait_for_saves: Waits at most so many seconds for saves in the background; tells whether they have ended.
-        give_up: Cancels all saves.
+        give_up: Cancels the saves in the background.
     """
 
     def __init__(self, *, wait_for_saves: Callable[[float], bool], give_up: Callable[[], None]) -> None:
@@ -42,6 +42,7 @@ class Preemption:
         self._former: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         self._resources = ExitStack()
         self._saving = 0
+        self._cancels: set[Callable[[], None]] = set()
         self._pending: int | None = None
         self._is_leaving = False
         self.is_signalled = False
@@ -76,17 +77,21 @@ class Preemption:
         self._resources.close()
 
     @contextmanager
-    def saving(self) -> Iterator[None]:
-        """Mark the time in which the main thread saves, and so cannot wait in a handler."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        self._saving += 1
+    def saving(self, cancel: Callable[[], None]) -> Iterator[None]:
+        """Mark the time in which a thread saves; if it is the main thread, it cannot wait in a handler meanwhile.
+
+        Args:
+            cancel: Gives up that save, from any thread, whether it has begun or still waits for the ones before it.
+        """
+        is_main = threading.current_thread() is threading.main_thread()
+        self._saving += is_main
+        self._cancels.add(cancel)
         try:
             yield
         finally:
-            self._saving -= 1
-            if self._pending is not None and not self._saving:
+            self._cancels.discard(cancel)
+            self._saving -= is_main
+            if is_main and self._pending is not None and not self._saving:
                 self._leave(self._pending, None)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -97,11 +102,16 @@ class Preemption:
         self._end_s = time.monotonic() + self._deadline_s
         if not self._stop:
             return
-        self._resources.enter_context(Deadlines()).call_in(self._deadline_s * _SHARE_TO_FINISH, self._give_up)
+        self._resources.enter_context(Deadlines()).call_in(self._deadline_s * _SHARE_TO_FINISH, self._give_all_up)
         if self._saving:
             self._pending = number
         else:
             self._leave(number, frame)
+
+    def _give_all_up(self) -> None:
+        for cancel in tuple(self._cancels):
+            cancel()
+        self._give_up()
 
     def _leave(self, number: int, frame: FrameType | None) -> None:
         if self._is_leaving:

@@ -25,6 +25,11 @@ ResultT = TypeVar("ResultT")
 _MAX_DOUBLINGS = 64
 
 
+def _end_of_scope() -> threading.Event:
+    scope = current_scope()
+    return threading.Event() if scope is None else scope.event
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retrier:
     """Repeats one request until it succeeds, fails for good, or runs out of attempts or time.
@@ -32,7 +37,7 @@ class Retrier:
     Args:
         config: Bounds.
         hook: Told of every try.
-        cancelled: Ends a pause at once when set.
+        cancelled: Ends a pause at once when set; by default the end of the scope in which the retrier is made.
         pace: Bounds how many requests that move bytes are in flight; None for no bound.
         deadlines: Breaks off requests that move bytes too slowly; None to let them trickle.
         stalls: Told what is under way; None where nobody asks.
@@ -42,7 +47,7 @@ class Retrier:
 
     config: RetryConfig
     hook: EventHook = ignore_event
-    cancelled: threading.Event = field(default_factory=threading.Event)
+    cancelled: threading.Event = field(default_factory=_end_of_scope)
     pace: Pace | None = None
     deadlines: Deadlines | None = None
     stalls: StallWatch | None = None

@@ -19,7 +19,7 @@ from typing import TypeAlias
 from typing_extensions import Self  # torch depends on typing_extensions; typing has Self from Python 3.11 on
 
 from dcp_cloud.errors import TransferCancelledError
-from dcp_cloud.stores.cancel import CancelScope
+from dcp_cloud.stores.cancel import CancelScope, current_scope
 from dcp_cloud.transfer.waiting import take
 
 Task: TypeAlias = Callable[[], None]
@@ -29,7 +29,7 @@ class WorkerPool:
     """Runs tasks on threads. The first failure cancels what has not begun and is raised where the caller waits.
 
     Leaving the ``with`` block waits for every thread, so that no task touches memory that the caller takes back, and
-    raises an error that nobody has waited for.
+    raises an error that nobody has waited for. A pool that is made within a scope is cancelled with it.
 
     Args:
         threads: Most threads at once.
@@ -55,6 +55,9 @@ class WorkerPool:
         self._error: BaseException | None = None
         self.scope = CancelScope()
         self.cancelled = self.scope.event
+        self._around = current_scope()
+        if self._around is not None:
+            self._around.add(self.cancel)
 
     def __enter__(self) -> Self:
         return self
@@ -71,6 +74,8 @@ class WorkerPool:
             self.cancel()
             raise
         finally:
+            if self._around is not None:
+                self._around.remove(self.cancel)
             self.close()
             for thread in self._threads:
                 if thread.ident is not None:  # None: it could not be started

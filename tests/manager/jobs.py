@@ -112,6 +112,27 @@ def be_preempted(uri, directory, how):
     threading.Event().wait(60)
 
 
+def be_preempted_on_a_bad_network(uri, directory, how):
+    """Save step 1, say so, and save the next one when the network has gone bad, which then never ends by itself."""
+    manager = CheckpointManager(uri, keep_last=1 if how == "retention" else None)
+    state = {"w": torch.ones(1000)}
+    manager.on_preemption(3.0)
+    manager.save(1, state)
+    Path(directory, "saved").touch()
+    while not Path(directory, "go").exists():
+        time.sleep(0.01)
+    if how == "waiting":
+        manager.async_save(2, state)
+        manager.async_save(3, state)
+        manager.save(4, state)
+    elif how == "background":
+        manager.async_save(2, state)
+        threading.Event().wait(60)
+    else:
+        manager.save(2, state)
+    Path(directory, "not reached").touch()
+
+
 def lose_an_error(uri):
     """Fail in the background and end without ever asking."""
     store = FaultyStore(open_store(uri), faults=[Fault(kind="refuse", verb="put", times=None)])

@@ -16,6 +16,7 @@ import torch
 from dcp_cloud import CheckpointManager, open_store
 from dcp_cloud.errors import CommitConflictError, PermissionDeniedError
 from dcp_cloud.testing import Fault, FaultyStore
+from dcp_cloud.testing.proxy import FaultProxy, NetworkFault
 from tests.checkpoint.rank_jobs import HAS_PROCESS_SAVES
 from tests.manager.jobs import disagree, fail_together, run_together
 from tests.support.ranks import run_ranks
@@ -200,3 +201,58 @@ def test_sigterm_ends_in_order(tmp_path, how, go, code, steps):
     assert (ended, found) == (code, steps)
     assert "not reached" not in signs
     assert ("former" in signs) == (how == "former handler")
+
+
+def network_fault(kind, method, path, **options):
+    return NetworkFault(kind, method=method, path=path, times=None, **options)
+
+
+@pytest.mark.parametrize(
+    ("how", "fault", "steps"),
+    [
+        ("begin", network_fault("status", "GET", "*step-2/*", status=503, code="SlowDown"), [1]),
+        ("begin, stalled", network_fault("stall", "GET", "*step-2/*"), [1]),
+        ("data", network_fault("stall", "PUT", "*step-2/*.distcp"), [1]),
+        ("commit", network_fault("stall", "PUT", "*step-2/.metadata"), [1]),
+        ("commit", network_fault("stall", "PUT", "*step-2/.metadata", side="response"), [1, 2]),
+        ("background", network_fault("stall", "PUT", "*step-2/.metadata"), [1]),
+        ("waiting", network_fault("status", "GET", "*step-[234]/*", status=503, code="SlowDown"), [1]),
+        ("retention", network_fault("stall", "DELETE", "*step-1/*"), [1, 2]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_sigterm_ends_in_time_whatever_a_save_waits_for(how, fault, steps, bucket_uri, servers, tmp_path):
+    """A save that the network holds up ends by the deadline, in each of its phases, and leaves whole steps only."""
+    uri, server = bucket_uri("moto"), servers("moto")
+    with FaultProxy(server.endpoint_url) as proxy:
+        bucket = uri.removeprefix("s3://").partition("/")[0]
+        behind = proxy.in_front_of(server)
+        args = [sys.executable, "-m", "tests.manager.jobs", "be_preempted_on_a_bad_network"]
+        args += [behind.uri(bucket, "run", max_attempts="1000"), str(tmp_path), how]
+        environment = {**os.environ, **behind.environment}
+        with subprocess.Popen(args, cwd=_ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            wait_until(lambda: (tmp_path / "saved").exists() or process.poll() is not None)
+            proxy.set_faults(fault)
+            (tmp_path / "go").touch()
+            wait_until(lambda: proxy.strikes or process.poll() is not None)
+            began_s = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            try:
+                _, told = process.communicate(timeout=60)
+            finally:
+                process.kill()
+            took_s = time.monotonic() - began_s
+    assert process.returncode == -signal.SIGTERM, told
+    assert took_s < 15, told  # 3 s, and a busy machine; without a deadline it would be minutes
+    assert not (tmp_path / "not reached").exists()
+    with CheckpointManager(uri) as manager:
+        assert [info.step for info in manager.list()] == steps
+        for step in steps:
+            manager.restore(state(0) | {"w": torch.zeros(1000)}, step)
+
+
+def wait_until(is_so):
+    deadline_s = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)

@@ -394,6 +394,27 @@ def test_two_jobs_with_retention_do_not_get_in_each_others_way(place):
         assert_restores(two, 12)
 
 
+def test_another_retention_that_ends_meanwhile_breaks_nothing_off():
+    """A mark that somebody else deletes between the listing and the look into it is no failure."""
+    uri = "memory://marks/run"
+    inner = open_store(uri)
+    mark = f"step-1/__0_999999999.{'a' * 32}.distcp"
+
+    class Ending(StoreWrapper):
+        def around(self, request, run):
+            if request.verb == "get" and request.key == mark:
+                inner.delete([mark])
+            return run()
+
+    with CheckpointManager(uri, store=inner) as manager:
+        for step in range(1, 5):
+            manager.save(step, state(step))
+    inner.put(mark, [memoryview(b"[]")])
+    with CheckpointManager(uri, keep_last=1, store=Ending(inner)) as manager:
+        report = manager.prune()
+        assert (report.deleted, report.error) == ((1, 2, 3), None)
+
+
 def test_a_forged_mark_deletes_nothing_that_a_commit_names(place):
     """Whatever somebody writes into a mark, only data beside it without a commit can go."""
     uri = place("run")
