@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, TypeAlias
 
+from dcp_cloud.checkpoint.foreign import explain_foreign
 from dcp_cloud.config import TransferConfig
 from dcp_cloud.errors import CheckpointNotFoundError, DcpCloudError, IncompleteCheckpointError, NotFoundError
 from dcp_cloud.format.layout import DATA_SUFFIX, METADATA_KEY, is_data_key, rank_of_metadata_key
@@ -160,6 +161,9 @@ def explain_absence(store: ObjectStore, *, uri: str, cause: NotFoundError) -> Dc
             cause=f"{_count(here.objects, 'data object')} but no .metadata",
             hint="use an earlier checkpoint; 'dcp-cloud ls' lists the checkpoints below a prefix",
         )
+    foreign = explain_foreign([meta.key for meta in objects if "/" not in meta.key], name=_last_segment(uri), uri=uri)
+    if foreign is not None:
+        return foreign
     return CheckpointNotFoundError(
         "no checkpoint is committed here",
         key=uri,

@@ -17,14 +17,16 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from dcp_cloud.errors import CorruptCheckpointError, StateDictMismatchError, UnsafeCheckpointError
 
 _SHOWN = 5
+# How an object that stands for a tensor tells torch what it wants of it.
+_CHUNKS = "__create_chunk_list__"
 
 
 class CloudLoadPlanner(DefaultLoadPlanner):
     """torch's default load planner with a better answer to a state dict that does not fit.
 
-    torch stops at the first difference with a ``RuntimeError`` or ``ValueError``. This planner then compares all names
-    and shapes and raises one :class:`~dcp_cloud.errors.StateDictMismatchError` that lists them, with the names in the
-    checkpoint that are nearest to the missing ones.
+    torch stops at the first difference with a ``RuntimeError`` or ``ValueError``. This planner then compares all names,
+    kinds and shapes and raises one :class:`~dcp_cloud.errors.StateDictMismatchError` that lists what differs, with the
+    names in the checkpoint that are nearest to the missing ones.
 
     Args:
         *args: For torch's planner.
@@ -66,20 +68,22 @@ class CloudLoadPlanner(DefaultLoadPlanner):
             The plan.
 
         Raises:
-            StateDictMismatchError: Names are missing in the checkpoint, or shapes differ.
+            StateDictMismatchError: Names are missing in the checkpoint, shapes differ, or a tensor is in the place of a
+                value.
         """
         try:
             # First of all, since torch recognises the names of old checkpoints by itself.
             return super().create_local_plan()
         except (RuntimeError, ValueError) as error:
-            missing, reshaped = self._missing(), self._reshaped()
-            if not (missing or reshaped):
+            missing, differing = self._missing(), self._differing()
+            if not (missing or differing):
                 raise
-            problems = [self._describe_missing(fqn) for fqn in missing[:_SHOWN]] + reshaped
-            more = len(missing) + len(reshaped) - _SHOWN
+            problems = [self._describe_missing(fqn) for fqn in missing[:_SHOWN]] + differing
+            more = len(missing) + len(differing) - _SHOWN
             raise StateDictMismatchError(
-                f"{len(missing) + len(reshaped)} of {len(self.state_dict)} entries of the state dict do not fit the "
+                f"{len(missing) + len(differing)} of {len(self.state_dict)} entries of the state dict do not fit the "
                 "checkpoint",
+                key=self._place(),
                 cause="; ".join(problems[:_SHOWN]) + (f"; and {more} more" if more > 0 else ""),
                 hint="'dcp-cloud inspect' shows what the checkpoint holds; allow_partial_load=True skips missing names",
             ) from error
@@ -95,12 +99,21 @@ class CloudLoadPlanner(DefaultLoadPlanner):
         near = difflib.get_close_matches(fqn, self.metadata.state_dict_metadata, n=1)
         return f"{fqn!r} is not in the checkpoint" + (f" (but {near[0]!r} is)" if near else "")
 
-    def _reshaped(self) -> list[str]:
+    def _place(self) -> str | None:
+        place = getattr(getattr(self.metadata, "storage_meta", None), "checkpoint_id", None)
+        return None if place is None else str(place)
+
+    def _differing(self) -> list[str]:
         assert self.metadata is not None  # noqa: S101 - torch sets the planner up first
         problems = []
         for fqn, value in self.state_dict.items():
             entry, size = self.metadata.state_dict_metadata.get(fqn), _size(value)
-            if isinstance(entry, TensorStorageMetadata) and size is not None and tuple(entry.size) != size:
+            if not isinstance(entry, TensorStorageMetadata):
+                continue  # torch puts a value wherever one was saved
+            if size is None:
+                if not hasattr(value, _CHUNKS):
+                    problems.append(f"{fqn!r} is a tensor in the checkpoint and of type {type(value).__name__} here")
+            elif tuple(entry.size) != size:
                 problems.append(f"{fqn!r} is {list(entry.size)} in the checkpoint and {list(size)} here")
         return problems
 

@@ -354,6 +354,7 @@ class CloudStorageReader(StorageReader):
         check_tiling(metadata, key=f"{self.checkpoint_id}/{key}", may_have_holes=has_holes)
         meta = getattr(metadata, "storage_meta", None) or StorageMeta()
         meta.load_id = self._load_id
+        meta.checkpoint_id = self.checkpoint_id  # where it is read; a copy still names the place of its original
         metadata.storage_meta = meta
         return metadata
 

@@ -12,7 +12,15 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from dcp_cloud import CloudLoadPlanner, CloudStorageReader, CloudStorageWriter, S3StorageWriter, errors, open_store
+from dcp_cloud import (
+    CloudLoadPlanner,
+    CloudStorageReader,
+    CloudStorageWriter,
+    S3StorageWriter,
+    StoreURI,
+    errors,
+    open_store,
+)
 from dcp_cloud.format.layout import from_storage_info
 from tests.checkpoint.test_round_trip import load, save
 
@@ -24,7 +32,7 @@ def blank() -> dict[str, Any]:
     return {"layer.weight": torch.zeros(600_000), "layer.bias": torch.zeros(3), "step": 0}
 
 
-def load_error(uri: str, state: dict[str, Any] | None = None, **options: Any) -> BaseException:
+def load_error(uri: str | StoreURI, state: dict[str, Any] | None = None, **options: Any) -> BaseException:
     """Load, and give the error that a user finds in torch's CheckpointException, after pickling."""
     with pytest.raises(CheckpointException) as caught:
         dcp.load(state or blank(), storage_reader=CloudStorageReader(uri), **options)
@@ -86,6 +94,31 @@ def test_the_parent_of_checkpoints_names_them(place: Place) -> None:
     error = load_error(uri.replace("/step-10", ""))
     assert type(error) is errors.CheckpointNotFoundError
     assert "step-10" in str(error)
+
+
+@pytest.mark.parametrize("place", ["memory", "file", "ceph"], indirect=True)
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("model.safetensors", "CloudHuggingFaceStorageReader"),
+        ("model-00001-of-00002.safetensors", "dcp-cloud convert"),
+        ("model.pt", "CloudTorchSaveReader"),
+        ("pytorch_model.bin", "dcp-cloud convert"),
+        ("checkpoint_0.pt", "CloudCheckpointReader"),
+    ],
+)
+def test_a_checkpoint_of_another_layout(place: Place, name: str, says: str) -> None:
+    """What other programs stored is named, with what reads it; the same for the URI of the file itself."""
+    uri = place()
+    store = open_store(uri)
+    store.put("config.json", [memoryview(b"{}")])
+    assert says not in str(load_error(uri))
+    store.put(name, [memoryview(b"not looked into")])
+    for at in (uri, StoreURI.parse(uri).child(name)):
+        error = load_error(at)
+        assert type(error) is errors.CheckpointNotFoundError
+        assert name in str(error)
+        assert says in str(error)
 
 
 @pytest.mark.parametrize("place", ["memory", "ceph"], indirect=True)

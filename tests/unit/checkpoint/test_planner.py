@@ -11,7 +11,7 @@ from torch.distributed.checkpoint import _version
 
 from dcp_cloud import CloudLoadPlanner
 from dcp_cloud.errors import StateDictMismatchError
-from tests.unit.checkpoint.place import failure, load, new_store, save
+from tests.unit.checkpoint.place import URI, failure, load, new_store, save
 
 
 def test_all_differences_are_in_one_error() -> None:
@@ -22,6 +22,17 @@ def test_all_differences_are_in_one_error() -> None:
     assert isinstance(error, StateDictMismatchError)
     for words in ("2 of 2", "'layer.baas' is not in", "'layer.bias' is", "[3, 4] in the checkpoint and [4, 3] here"):
         assert words in str(error)
+
+
+def test_a_tensor_in_the_place_of_a_value_is_told() -> None:
+    """Kinds that differ are listed with the rest, and the error names the checkpoint."""
+    store = new_store()
+    save({"w": torch.ones(3), "b": torch.ones(4), "n": 7}, store)
+    error = failure(load, {"w": 3, "b": torch.ones(5), "n": torch.ones(2)}, store, CloudLoadPlanner())
+    assert isinstance(error, StateDictMismatchError)
+    for words in ("2 of 3", "'w' is a tensor in the checkpoint and of type int here", "'b' is [4]"):
+        assert words in str(error)
+    assert error.key == URI
 
 
 def test_only_what_is_shown_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,13 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from dcp_cloud import CloudStorageReader, CloudStorageWriter
 from dcp_cloud.config import MIB, RetryConfig, TransferConfig
 from dcp_cloud.errors import CheckpointExistsError, ConfigError, PermissionDeniedError
+from dcp_cloud.format.metadata import load_metadata
 from dcp_cloud.stores.base import StoreLimits
 from dcp_cloud.stores.memory import MemoryStore
 from dcp_cloud.testing import Fault, RecordingStore
 from dcp_cloud.testing.wrappers import SimulatedCrash
 from dcp_cloud.transfer.events import PhaseDone, Planned, Progressed, RequestDone, TransferEvent
-from tests.unit.checkpoint.place import URI, failure, faulty, keys, load, new_store, reader, save, writer
+from tests.unit.checkpoint.place import URI, failure, faulty, keys, load, new_store, save, writer
 
 STATE = {"w": torch.arange(1000.0), "n": 7}
 
@@ -323,7 +324,8 @@ def test_a_save_that_is_overtaken_at_its_commit_stays_where_it_is() -> None:
     made = OvertakenWriter("memory://m/first", store=lambda uri: places[uri.prefix.rpartition("/")[2]])
     Steps(made).set_up().write().finish()
     assert not keys(places["second"])
-    found = reader(places["first"]).read_metadata().storage_meta
+    committed = places["first"].get(".metadata", max_bytes=2**20).data
+    found = load_metadata(memoryview(committed), key=".metadata").storage_meta
     assert found is not None
     assert found.checkpoint_id == "memory://m/first"
     assert made.checkpoint_id == "memory://m/second"
