@@ -6,13 +6,15 @@ anything, linked) into its place. Names that begin with ``.dcp-cloud-`` are the 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from dcp_cloud.errors import AlreadyExistsError, InvalidRequestError, NotFoundError, PreconditionError, StoreError
 from dcp_cloud.stores.base import (
@@ -30,6 +32,7 @@ from dcp_cloud.stores.local_files import (
     describe,
     etag_of,
     make_directory,
+    nearest_existing,
     opened,
     read_exactly,
     settle,
@@ -41,9 +44,13 @@ from dcp_cloud.stores.local_leftover import LocalLeftover, find_leftover
 from dcp_cloud.stores.local_upload import UPLOAD_PREFIX, LocalUpload, create_upload, find_upload
 from dcp_cloud.uri import StoreURI
 
+ResultT = TypeVar("ResultT")
+
 _PUT_PREFIX = f"{OWN_PREFIX}put-"
 # How often a directory may vanish between its creation and the file's: a delete beside us removes empty ones.
 _DIRECTORY_TRIES = 10
+# What link says where there are no hard links (link(2); vfat and FUSE: EPERM, CIFS: EOPNOTSUPP).
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 _GIB = 1024**3
 # A file system has limits of its own; these only keep part numbers and lengths in a sane range.
@@ -124,11 +131,7 @@ class LocalStore:
         """Begin an upload in parts."""
         place = self._place(key)
         with translated("create_multipart", key):
-            for _ in range(_DIRECTORY_TRIES):
-                with suppress(FileNotFoundError):
-                    make_directory(os.path.dirname(place))
-                    return create_upload(place, key)
-            raise NotFoundError("the directory vanishes again and again", key=key)
+            return _in_directory(place, lambda: create_upload(place, key))
 
     def delete(self, keys: Sequence[str], *, if_match: str | None = None) -> None:
         """Delete objects."""
@@ -189,13 +192,9 @@ class LocalStore:
             raise InvalidRequestError("a symbolic link leads out of the store's root", key=key)
 
     def _create_beside(self, place: str) -> tuple[str, int]:
-        directory = os.path.dirname(place)
-        temporary = os.path.join(directory, f"{_PUT_PREFIX}{uuid.uuid4().hex}")
-        for _ in range(_DIRECTORY_TRIES):
-            with suppress(FileNotFoundError):
-                make_directory(directory)
-                return temporary, os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        raise NotFoundError("the directory vanishes again and again", key=place)
+        temporary = os.path.join(os.path.dirname(place), f"{_PUT_PREFIX}{uuid.uuid4().hex}")
+        fd = _in_directory(place, lambda: os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        return temporary, fd
 
     def _delete_one(self, key: str, etag: str | None) -> None:
         place = self._place(key)
@@ -235,15 +234,64 @@ class LocalStore:
                     yield key, entry
 
 
+def _in_directory(place: str, make: Callable[[], ResultT]) -> ResultT:
+    """Make something in the directory of a place, and the directory if it is missing."""
+    directory = os.path.dirname(place)
+    failure: OSError | None = None
+    for _ in range(_DIRECTORY_TRIES):
+        try:
+            make_directory(directory)
+            return make()
+        except FileNotFoundError as error:
+            failure = error
+        except (FileExistsError, NotADirectoryError) as error:
+            failure = error
+            break
+    assert failure is not None  # noqa: S101 - the loop runs at least once
+    raise InvalidRequestError(
+        "the directory cannot be made",
+        key=f"file://{directory}",
+        cause=f"{nearest_existing(directory)}: {failure.strerror}",
+        hint="see whether the disk is mounted, or choose another place"
+        if isinstance(failure, FileNotFoundError)
+        else "choose another place: a part of this path is a file",
+    ) from failure
+
+
 def _publish(temporary: str, place: str, condition: PutCondition | None, key: str) -> None:
     if isinstance(condition, IfAbsent):
         try:
             os.link(temporary, place)
         except FileExistsError as error:
             raise AlreadyExistsError("the object is already there", key=key) from error
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            _publish_without_links(temporary, place, key)
     elif isinstance(condition, IfMatch):
         _replace_version(temporary, place, condition.etag, key)
     else:
+        os.replace(temporary, place)
+
+
+def _publish_without_links(temporary: str, place: str, key: str) -> None:
+    """Rename a file into a free place, where the file system has no hard links: FAT, and many in user space.
+
+    A rename alone would replace what is there. The lock is on the directory, which a crash releases; an empty file as a
+    claim would stay, and be taken for a commit.
+    """
+    with opened(os.path.dirname(place), os.O_RDONLY | os.O_DIRECTORY) as fd:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError as error:
+            raise InvalidRequestError(
+                "this file system can neither link nor lock, so that two jobs could not be told apart",
+                key=key,
+                cause=error.strerror,
+                hint="save to a disk of this machine or to an object store; 'dcp-cloud cp' copies from there",
+            ) from error
+        if os.path.lexists(place):
+            raise AlreadyExistsError("the object is already there", key=key)
         os.replace(temporary, place)
 
 

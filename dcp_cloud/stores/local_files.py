@@ -42,6 +42,11 @@ _ERRNOS: Mapping[int, type[StoreError]] = MappingProxyType(
 _HINTS: Mapping[int, str] = MappingProxyType(
     {
         errno.ENOSPC: "free space on the file system",
+        errno.EACCES: "see who may read and write here: ls -ld",
+        errno.EPERM: "see who may read and write here: ls -ld",
+        errno.EROFS: "choose a place that can be written to",
+        errno.ENOTDIR: "a part of the path is a file: choose another place",
+        errno.EISDIR: "a directory has this name: choose another one",
         errno.EDQUOT: "free space or raise the quota",
         errno.ENAMETOOLONG: "shorten the key: file systems take 255 bytes between two slashes",
     }
@@ -131,6 +136,13 @@ def make_directory(path: str) -> None:
         if not os.path.isdir(path):
             raise
     sync_directory(parent)
+
+
+def nearest_existing(path: str) -> str:
+    """Give the path, or what exists of it."""
+    while not os.path.lexists(path) and path != os.path.dirname(path):
+        path = os.path.dirname(path)
+    return path
 
 
 def sync_directory(path: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from dcp_cloud.errors import (
+    AlreadyExistsError,
     InvalidRequestError,
     NotFoundError,
     PermissionDeniedError,
@@ -17,7 +19,7 @@ from dcp_cloud.errors import (
     StoreError,
     TransientError,
 )
-from dcp_cloud.stores.base import IfMatch
+from dcp_cloud.stores.base import IfAbsent, IfMatch
 from dcp_cloud.stores.local import LocalStore
 from dcp_cloud.stores.local_files import translated, write_fully
 
@@ -137,6 +139,73 @@ def test_an_object_and_a_directory_cannot_share_a_name(store: LocalStore, key: s
     assert store.get("a/b", max_bytes=9).data == b"1"
     with pytest.raises(NotFoundError):
         store.head(key)
+
+
+@pytest.mark.parametrize("below", ["", "/run/step-1"])
+@pytest.mark.parametrize("how", ["put", "create_multipart"])
+def test_a_place_that_is_a_file_is_called_so(tmp_path, below: str, how: str):
+    """Where a file stands in the way of the directory, the error names place, file and next step."""
+    (tmp_path / "file").write_text("mine")
+    store = LocalStore(f"{tmp_path}/file{below}")
+    with pytest.raises(InvalidRequestError, match=r"(?i)cannot be made.*a part of this path is a file") as caught:
+        store.put("k", []) if how == "put" else store.create_multipart("k")
+    assert caught.value.key == f"file://{tmp_path}/file{below}"
+    assert caught.value.cause is not None
+    assert caught.value.cause.startswith(f"{tmp_path}/file: ")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="a Linux file system that takes no directories")
+def test_a_directory_that_cannot_be_made_is_told_with_the_systems_word():
+    """The reason is what the system said, not a guess."""
+    with pytest.raises(InvalidRequestError, match="No such file or directory") as caught:
+        LocalStore("/proc/here/run").put("k", [])
+    assert caught.value.key == "file:///proc/here/run"
+    assert caught.value.hint is not None
+
+
+@pytest.fixture(params=[errno.EPERM, errno.EOPNOTSUPP])
+def no_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse hard links, as FAT and many file systems in user space do."""
+
+    def link(*_: object) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(os, "link", link)
+
+
+@pytest.mark.usefixtures("no_links")
+def test_without_hard_links_one_of_many_creates(store: LocalStore):
+    """Commits work without hard links too: of many, one succeeds, and nothing is left beside it."""
+    barrier = threading.Barrier(8)
+
+    def attempt(number: int) -> bool:
+        barrier.wait()
+        try:
+            store.put("a/.metadata", [memoryview(b"%d" % number)], condition=IfAbsent())
+        except AlreadyExistsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(attempt, range(8)))
+    assert outcomes.count(True) == 1
+    assert store.get("a/.metadata", max_bytes=9).data == b"%d" % outcomes.index(True)
+    assert _files(store) == [f"{store.root}/a/.metadata"]
+
+
+@pytest.mark.usefixtures("no_links")
+def test_without_links_and_locks_nothing_is_created(store: LocalStore, monkeypatch: pytest.MonkeyPatch):
+    """Where two jobs could not be told apart, a conditional write is refused with a way out."""
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(InvalidRequestError, match="neither link nor lock") as caught:
+        store.put("k", [], condition=IfAbsent())
+    assert caught.value.hint is not None
+    assert _files(store) == []
 
 
 def test_versions_written_within_a_tick_differ(store: LocalStore):
