@@ -49,7 +49,7 @@ class OpenTelemetryHook:
         except ModuleNotFoundError as error:
             raise MissingExtraError(
                 "OpenTelemetryHook needs the package 'opentelemetry-api'",
-                hint='install it: pip install "dcp-cloud[otel]"',
+                hint="install it in the clone of dcp-cloud: pip install '.[otel]'",
             ) from error
         self._attributes = dict(attributes or {})
         self._tracer = trace.get_tracer(_NAME, tracer_provider=tracer_provider)

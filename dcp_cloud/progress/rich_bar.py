@@ -29,7 +29,8 @@ class RichProgress:
             import rich.progress  # noqa: F401, PLC0415 - an extra
         except ModuleNotFoundError as error:
             raise MissingExtraError(
-                "RichProgress needs the package 'rich'", hint='install it: pip install "dcp-cloud[cli]"'
+                "RichProgress needs the package 'rich'",
+                hint="install it in the clone of dcp-cloud: pip install '.[cli]'",
             ) from error
         self._given = progress
         self._title = title

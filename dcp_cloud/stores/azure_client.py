@@ -158,7 +158,8 @@ def _find_credential(url: str, account: str | None, environment: str | None, con
         from azure.identity import DefaultAzureCredential  # noqa: PLC0415 - not needed with a key or a signature
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            "signing in to Azure needs the package 'azure-identity'", hint='install it: pip install "dcp-cloud[azure]"'
+            "signing in to Azure needs the package 'azure-identity'",
+            hint="install it in the clone of dcp-cloud: pip install '.[azure]'",
         ) from error
     return DefaultAzureCredential()
 

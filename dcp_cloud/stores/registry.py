@@ -170,5 +170,5 @@ def _load(target: str, uri: StoreURI, scheme: _Scheme) -> Any:  # noqa: ANN401 -
         raise MissingExtraError(
             f"{uri.scheme}:// needs the package {package!r}, which is not installed",
             key=uri.root,
-            hint=f'install it: pip install "dcp-cloud[{scheme.extra}]"',
+            hint=f"install it in the clone of dcp-cloud: pip install '.[{scheme.extra}]'",
         ) from error

@@ -49,7 +49,7 @@ def make_report(contents: CheckpointContents, timelines: Sequence[Timeline] = ()
         import jinja2  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            "the report needs the package 'jinja2'", hint='install it: pip install "dcp-cloud[cli]"'
+            "the report needs the package 'jinja2'", hint="install it in the clone of dcp-cloud: pip install '.[cli]'"
         ) from error
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -98,25 +98,69 @@ def test_shells_complete_commands(shell):
     assert "verify" not in found.stdout
 
 
-def test_a_reader_that_leaves_is_no_defect(folder):
-    """``dcp-cloud … | head``: output that nobody reads any more ends the command without a traceback."""
+def without_a_reader(*args, stream):
+    """Run a command whose standard output or standard error is a pipe that nobody reads any more."""
     reading, writing = os.pipe()
     os.close(reading)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: writing}
     try:
+        return subprocess.run(
+            [sys.executable, "-m", "dcp_cloud.cli", *args], text=True, cwd=_ROOT, timeout=60, check=False, **streams
+        )
+    finally:
+        os.close(writing)
+
+
+@pytest.mark.parametrize("args", [("ls", "{folder}", "--json"), ("verify", "{folder}/step-100"), ("--help",)])
+def test_a_reader_that_leaves_is_no_defect(folder, args):
+    """``dcp-cloud … | head``: output that nobody reads any more ends the command as SIGPIPE would, and says no more."""
+    done = without_a_reader(*(arg.format(folder=folder) for arg in args), stream="stdout")
+    assert done.returncode == 141
+    assert "defect" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_copy_goes_on_when_nobody_watches(folder, run_process):
+    """``dcp-cloud cp … |& head -1``: neither progress nor a log that cannot be written ends the work."""
+    args = ("cp", f"{folder}/step-100", f"{folder}/copy/step-100", "-vv", "--json")
+    done = without_a_reader(*args, stream="stderr")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["schema"] == "dcp-cloud/cp"
+    assert run_process("verify", f"{folder}/copy/step-100").code == 0
+
+
+@pytest.mark.parametrize("args", [("ls", "{folder}", "--json"), ("ls", "{folder}"), ("--help",)])
+def test_a_full_disk_below_standard_output_is_no_defect(folder, args):
+    """Output that cannot be written is one line on standard error, with an exit code of its own."""
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    with full.open("w") as stdout:
         done = subprocess.run(
-            [sys.executable, "-m", "dcp_cloud.cli", "ls", str(folder), "--json"],
-            stdout=writing,
+            [sys.executable, "-m", "dcp_cloud.cli", *(arg.format(folder=folder) for arg in args)],
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
             cwd=_ROOT,
             timeout=60,
             check=False,
         )
-    finally:
-        os.close(writing)
-    assert done.returncode not in (0, 70)
-    assert "defect" not in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 74
+    assert re.fullmatch(r"error: standard output cannot be written: .*No space left on device\n", done.stderr)
+
+
+def test_a_terminal_that_lacks_characters_gets_question_marks(folder):
+    """A dash or a box that standard output cannot encode does not end the command."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dcp_cloud.cli", "inspect", f"{folder}/step-100", "--tensors"],
+        capture_output=True,
+        cwd=_ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"?" in done.stdout
 
 
 def test_damage_ends_with_one(folder, run_process):
@@ -162,8 +206,26 @@ def test_a_missing_extra_is_one_clear_line(package):
     )
     assert result.returncode == 2
     assert result.stderr == (
-        f"dcp-cloud needs the package '{package}', which is not installed: pip install \"dcp-cloud[cli]\"\n"
+        f"dcp-cloud needs the package '{package}', which is not installed: in its clone, pip install '.[cli]'\n"
     )
+
+
+def test_ctrl_c_while_modules_are_imported_ends_with_130():
+    """Ctrl-C in the first moments, before there is a command, shows no traceback either."""
+    script = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from dcp_cloud.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=_ROOT, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 def test_ctrl_c_ends_with_130():
@@ -172,7 +234,7 @@ def test_ctrl_c_ends_with_130():
         server.settimeout(60)
         uri = f"s3://bucket/run?endpoint_url=http://127.0.0.1:{server.getsockname()[1]}&region=us-east-1"
         process = subprocess.Popen(
-            [sys.executable, "-m", "dcp_cloud.cli", "ls", uri],
+            [sys.executable, "-m", "dcp_cloud.cli", "ls", uri, "--json"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -188,4 +250,6 @@ def test_ctrl_c_ends_with_130():
         finally:
             process.kill()
             process.wait()
-    assert (process.returncode, out, err) == (130, "", "interrupted\n")
+    assert (process.returncode, err) == (130, "interrupted\n")
+    document = json.loads(out)
+    assert (document["schema"], document["error"]["exit_code"]) == ("dcp-cloud/error", 130)

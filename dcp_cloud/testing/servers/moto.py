@@ -37,7 +37,7 @@ class MotoServer(ObjectServer):
     def missing(self) -> str | None:
         """Tell the install line if moto or one of its server's packages is not installed."""
         found = all(importlib.util.find_spec(package) for package in ("moto", "flask", "flask_cors"))
-        return None if found else "pip install 'dcp-cloud[demo]'"
+        return None if found else "in the clone of dcp-cloud, pip install '.[demo]'"
 
     def _launch(self, directory: str, resources: ExitStack) -> Access:
         port = free_port()

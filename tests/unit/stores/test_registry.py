@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,8 @@ from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.stores.prefix import PrefixStore
 from dcp_cloud.stores.registry import open_bucket, open_store
 from dcp_cloud.stores.s3_config import S3Config
+
+_ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("uri", ["memory://name/a/b", "memory://name", "s3://bucket/a/b", "s3://bucket"])
@@ -96,7 +100,15 @@ def test_a_missing_sdk_names_its_extra():
     lines = run.stdout.splitlines()
     assert len(lines) == 3
     for line, extra in zip(lines, ("s3", "gcs", "azure"), strict=True):
-        assert f'pip install "dcp-cloud[{extra}]"' in line
+        assert f"in the clone of dcp-cloud: pip install '.[{extra}]'" in line
+
+
+def test_nothing_tells_to_install_a_name_that_is_not_ours():
+    """The package is not on PyPI, where anybody could take its name: whatever says how to install it means a clone."""
+    pages = [*(_ROOT / "dcp_cloud").rglob("*.py"), *(_ROOT / "docs").rglob("*.md"), *_ROOT.glob("*.md")]
+    assert len(pages) > 200
+    told = re.compile(r"pip install (-\S+ )*[\"'`]?dcp[-_]cloud")
+    assert not [str(page) for page in pages if told.search(page.read_text(encoding="utf-8"))]
 
 
 def test_two_memory_stores_of_one_name_are_one():
