@@ -84,6 +84,26 @@ def test_many_shards_of_any_dimension_are_checked_fast():
         assert find_tiling_fault(shape, boxes) is None
 
 
+@pytest.mark.parametrize("may_have_holes", [False, True])
+def test_shards_that_lie_across_each_other_are_checked_fast(may_have_holes):
+    """However a forger lays tens of thousands of chunks, time does not grow with the square of their number."""
+    many = 20_000
+    steps = [Box((n, n), (many - n, 1)) for n in range(many)]
+    fault = None if may_have_holes else f"its chunks hold {many * (many + 1) // 2} of {many**2} elements"
+    assert find_tiling_fault((many, many), steps, may_have_holes=may_have_holes) == fault
+    deep = [Box((n, n, n % 2), (many - n, 1, 1)) for n in range(many)]
+    fault = find_tiling_fault((many, many, 2), deep, may_have_holes=may_have_holes)
+    assert fault is not None
+    assert ("across each other" in fault) == may_have_holes
+
+
+def test_a_grid_in_three_dimensions_is_checked_fast():
+    """Experts cut by three kinds of parallelism at once tile in one pass, and one chunk that is moved is seen."""
+    boxes = [Box((a, b, c), (1, 1, 1)) for a in range(32) for b in range(32) for c in range(32)]
+    assert find_tiling_fault((32, 32, 32), boxes) is None
+    assert find_tiling_fault((32, 32, 33), [*boxes[1:], Box((0, 0, 32), (1, 1, 1))]) is not None
+
+
 def _table(*chunks: tuple[tuple[int, ...], tuple[int, ...]]) -> Metadata:
     places = [ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)) for offsets, sizes in chunks]
     return Metadata({"w": TensorStorageMetadata(TensorProperties(), torch.Size((4, 3)), places)})
