@@ -57,8 +57,9 @@ _SECRETS = re.compile(
     rf"(?is)({_NAMES})({_SEPARATOR})(?:{_PEM}|{_VALUE})"
     # The header has the name of a method before the value: Bearer, Basic, SharedKey, AWS4-HMAC-SHA256.
     rf"|(authorization)({_SEPARATOR})(?:[\w-]+\s+)?{_VALUE}"
-    # http://user:password@proxy:3128
-    r"|()(://)[^\s/@:\"'<>]*:[^\s/@\"'<>]+(?=@)"
+    # http://user:password@proxy:3128, http://token@proxy; a password may hold a raw @. A container is no secret:
+    # abfss://container@account.dfs.core.windows.net
+    r"|()((?<!abfss)(?<!abfs)(?<!wasbs)(?<!wasb)://)[^\s/?#\"'<>]+(?=@)"
 )
 
 
