@@ -6,6 +6,7 @@ import contextlib
 import gc
 import io
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
@@ -32,6 +33,14 @@ ExtraAllowed: TypeAlias = Callable[[str, str], object | None]
 _PROTOCOL = 4
 # Places of a list whose values are empty dicts have no name.
 _MAX_EMPTY_PLACES = 1000
+# And lists within lists have them, too: this many for each place that has a name.
+_PLACES_PER_PART = 16
+# Nobody nests state dicts deeper.
+_MAX_PATH_PARTS = 100
+_PART_TYPES = frozenset({str, int})
+_PLAIN_TYPES = frozenset(
+    {dict, OrderedDict, list, tuple, torch.Size, set, frozenset, str, bytes, int, float, bool, type(None)}
+)
 _SEAL = b"\n# dcp_cloud crc32 "
 _SEAL_BYTES = len(_SEAL) + 8
 
@@ -84,7 +93,7 @@ def load_metadata(
         with _gc_paused():
             pickled = _unsealed(data)
             found = pickle.loads(pickled) if unsafe else _load(pickled, extra_allowed)  # noqa: S301 - asked for by name
-            return _checked(found)
+            return _checked(found, may_be_custom=extra_allowed is not None, is_trusted=unsafe)
     except (NameNotAllowedError, RefusedInstructionError) as error:
         raise UnsafeCheckpointError(
             "the checkpoint's metadata wants to do more than describe a checkpoint",
@@ -131,7 +140,7 @@ def _load(data: memoryview, extra_allowed: ExtraAllowed | None) -> object:
     return found
 
 
-def _checked(found: object) -> Metadata:
+def _checked(found: object, *, may_be_custom: bool, is_trusted: bool) -> Metadata:
     """Check the types that torch and this package rely on; foreign ones would only fail later and less clearly."""
     if not isinstance(found, Metadata):
         raise TypeError(f"it holds a {type(found).__name__}, not a table of contents")
@@ -149,7 +158,8 @@ def _checked(found: object) -> Metadata:
         raise TypeError("storage_data is no dict of items")
     if not isinstance(fields.get("storage_meta"), (StorageMeta, type(None))):
         raise TypeError("storage_meta has another type")
-    _check_paths(fields.get("planner_data"))
+    if not is_trusted:
+        _check_paths(fields.get("planner_data"), may_be_custom=may_be_custom)
     return found
 
 
@@ -162,17 +172,42 @@ def _check_tensor(name: str, entry: TensorStorageMetadata) -> None:
         raise TypeError(f"the chunks of {name!r} are no list of chunks")
 
 
-def _check_paths(planner_data: object) -> None:
+def _check_paths(planner_data: object, *, may_be_custom: bool) -> None:
     """Check the places of values in the state dict, as torch's planner notes them.
 
-    torch makes lists as long as the numbers say. In an honest state dict nearly every place up to a number is taken.
+    torch walks whatever is like a list of texts and numbers, and makes lists as long as the numbers say. In an honest
+    state dict nearly every place up to a number is taken.
+
+    Args:
+        planner_data: What the save planner noted.
+        may_be_custom: Whether the caller allows types of a planner of its own; their objects are left alone.
     """
-    if type(planner_data) is not dict:
+    if planner_data is None or (may_be_custom and _is_custom(planner_data)):
         return
+    if type(planner_data) is not dict:
+        raise TypeError(f"planner_data is a {type(planner_data).__name__}")
     most = len(planner_data) + _MAX_EMPTY_PLACES
+    ends: dict[tuple[object, ...], int] = {}
+    parts = 0
     for path in planner_data.values():
-        if type(path) is tuple and any(type(part) is int and not 0 <= part < most for part in path):
-            raise ValueError(f"planner_data of {len(planner_data)} values tells of a longer list")
+        if may_be_custom and _is_custom(path):
+            continue
+        if type(path) is not tuple or len(path) > _MAX_PATH_PARTS or not _PART_TYPES.issuperset(map(type, path)):
+            raise TypeError("planner_data holds something else than paths of texts and numbers")
+        for depth, part in enumerate(path):
+            if type(part) is int:
+                if not 0 <= part < most:
+                    raise ValueError(f"planner_data of {len(planner_data)} values tells of a longer list")
+                parts += 1
+                prefix = path[:depth]
+                ends[prefix] = max(ends.get(prefix, 0), part + 1)
+    if sum(ends.values()) > most + _PLACES_PER_PART * parts:
+        raise ValueError(f"planner_data of {len(planner_data)} values tells of lists with {sum(ends.values())} places")
+
+
+def _is_custom(value: object) -> bool:
+    """Tell whether an object is of a type that only the caller's hook can have let in."""
+    return type(value) not in _PLAIN_TYPES
 
 
 @contextlib.contextmanager

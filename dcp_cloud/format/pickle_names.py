@@ -186,12 +186,24 @@ def _ordered_dict_maker() -> Callable[[], OrderedDict[Any, Any]]:
 
 
 def _path_maker() -> Callable[..., PurePosixPath]:
-    def path(*parts: str) -> PurePosixPath:
+    def path(*parts: str) -> _Path:
         if sum(len(part) + 1 for part in parts) > _MAX_PATH_CHARS:
             raise ValueError("a path is too long")
-        return PurePosixPath(*parts)
+        return _Path(*parts)
 
     return path
+
+
+class _Path(PurePosixPath):
+    """A path that takes no state from a pickle: its hash would follow a forger's parts."""
+
+    __slots__ = ()
+
+    def __setstate__(self, _: object) -> None:
+        raise TypeError("a path has a state")
+
+    def __reduce__(self) -> tuple[type[PurePosixPath], tuple[str, ...]]:
+        return PurePosixPath, self.parts
 
 
 class _Encoding:
@@ -205,8 +217,10 @@ class _Encoding:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Enum) and other.value == self._value
 
-    def __hash__(self) -> int:
-        return hash(self._value)
+    __hash__ = None  # type: ignore[assignment]  # nothing is looked up by it, and a forger's value would be followed
+
+    def __setstate__(self, _: object) -> None:
+        raise TypeError("a memory format has a state")
 
 
 def _encoding_maker() -> Callable[[int], _Encoding]:

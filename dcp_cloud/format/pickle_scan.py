@@ -62,7 +62,7 @@ _APPENDS, _TAKES_TOP = _CODES["APPENDS"], frozenset({_CODES["APPEND"], _CODES["B
 _SETITEM, _SETITEMS = _CODES["SETITEM"], _CODES["SETITEMS"]
 _FROZENSET = _CODES["FROZENSET"]
 _SETS = frozenset({_CODES["ADDITEMS"], _FROZENSET})
-_EMPTY_TUPLE = _CODES["EMPTY_TUPLE"]
+_EMPTY_TUPLE, _BINPERSID = _CODES["EMPTY_TUPLE"], _CODES["BINPERSID"]
 _RECORD = b")\x81\x94}\x94("  # EMPTY_TUPLE NEWOBJ MEMOIZE EMPTY_DICT MEMOIZE MARK, after a class
 _SIZE = b"\x94\x85\x94R\x94"  # MEMOIZE TUPLE1 MEMOIZE REDUCE MEMOIZE, after torch.Size and a tuple
 _FOUR = struct.Struct("<I").unpack_from
@@ -72,11 +72,12 @@ class RefusedInstructionError(ValueError):
     """The pickle uses an instruction that no checkpoint needs, or would take memory or time beyond its length."""
 
 
-def scan_pickle(data: bytes | memoryview) -> int:
+def scan_pickle(data: bytes | memoryview, *, may_have_storages: bool = False) -> int:
     """Check that a pickle consists of harmless instructions; the names it uses are not looked at.
 
     Args:
         data: The pickle, and whatever follows it.
+        may_have_storages: Whether it may ask for objects beside it, as those in archives of ``torch.save`` do.
 
     Returns:
         Its length.
@@ -86,7 +87,7 @@ def scan_pickle(data: bytes | memoryview) -> int:
         ValueError: It is cut off or no pickle.
     """
     try:
-        return _Walk(bytes(data)).run()
+        return _Walk(bytes(data), may_have_storages=may_have_storages).run()
     except (IndexError, KeyError, struct.error) as error:
         raise ValueError("the pickle is cut off, or takes more from its stack than it has") from error
 
@@ -106,8 +107,9 @@ class _Budget:
 class _Walk:
     """One walk; a method only where an instruction is rare, because a large pickle has tens of millions."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, *, may_have_storages: bool) -> None:
         self._data = data
+        self._may_have_storages = may_have_storages
         self._budget = _Budget(max(_VISITS_PER_BYTE * len(data), _LEAST_VISITS))
         self._memo: dict[int, int] = {}
 
@@ -127,9 +129,8 @@ class _Walk:
                 at += 2
             elif code == _EMPTY_TUPLE and data[at : at + len(_RECORD)] == _RECORD:
                 # The beginning of every record, which is an eighth of a checkpoint's instructions.
-                number = len(memo)
-                memo[number] = stack[-1]
-                memo[number + 1] = _ATOM
+                memo[len(memo)] = stack[-1]
+                memo[len(memo)] = _ATOM
                 push(_ATOM)
                 marks.append(len(stack))
                 at += len(_RECORD)
@@ -147,9 +148,9 @@ class _Walk:
                 at += 1
                 if data[at : at + len(_SIZE)] == _SIZE:
                     # The end of every size and offset, a sixth of all instructions.
-                    number = len(memo)
-                    memo[number] = made
-                    memo[number + 1] = stack[-1] = memo[number + 2] = made + _LEVEL + 1
+                    memo[len(memo)] = made
+                    memo[len(memo)] = stack[-1] = made + _LEVEL + 1
+                    memo[len(memo)] = stack[-1]
                     at += len(_SIZE)
                 else:
                     push(made)
@@ -199,6 +200,8 @@ class _Walk:
             mark = marks.pop()
             self._budget.spend(stack[mark:])
             stack[mark:] = [_ATOM] if code == _FROZENSET else []
+        elif code == _BINPERSID and self._may_have_storages:
+            stack[-1] = _ATOM
         elif code in _SKIPPED:
             return at + _SKIPPED[code]
         elif code in _LINES:
@@ -227,9 +230,10 @@ class _Walk:
             raise RefusedInstructionError(f"it uses the pickle instruction {_NAMES[code]}")
         else:
             raise ValueError(f"byte {at} is no pickle instruction")
-        # Writers count up from 0, so no honest index reaches the length of the pickle.
-        if not 0 <= index < max(len(self._data), 256):
-            raise RefusedInstructionError(f"it asks for a memo of {index} entries within {len(self._data)} bytes")
+        # Writers count up from 0. A gap would cost memory; worse, MEMOIZE of the unpickler writes to the place that has
+        # the number of the filled ones, so that behind a gap two readers may disagree on what is where.
+        if not 0 <= index <= len(self._memo):
+            raise RefusedInstructionError(f"it writes entry {index} of a memo of {len(self._memo)} entries")
         self._memo[index] = stack[-1]
         return end
 

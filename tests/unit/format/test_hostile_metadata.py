@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.metadata import (
 from dcp_cloud.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError
 from dcp_cloud.format.layout import from_storage_info
 from dcp_cloud.format.metadata import dump_metadata
+from dcp_cloud.format.pickle_scan import scan_pickle
 from tests.unit.format.samples import KEY, Call, load, sample
 
 
@@ -207,8 +208,26 @@ def test_noise_ends_in_typed_errors(data: bytes) -> None:
 def test_the_scan_knows_every_instruction() -> None:
     """Whatever pickle writes for ordinary values passes, at every protocol."""
     values = [1, -1, 300, 1 << 40, 1 << 3000, 1.5, True, None, "é" * 300, b"x" * 300, (), (1,), (1, 2, 3, 4), [1, 2]]
-    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        plain = [value for value in values if protocol >= 3 or not isinstance(value, bytes)]
-        data = pickle.dumps(sample(), protocol=2) if protocol < 2 else pickle.dumps(sample(plain), protocol=protocol)
-        assert load(data).storage_data == sample().storage_data
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        assert load(pickle.dumps(sample(), protocol=protocol)).storage_data == sample().storage_data
+        data = pickle.dumps(values, protocol=protocol)
+        assert scan_pickle(data) == len(data)
     assert len({opcode.code for opcode in pickletools.opcodes}) == len(pickletools.opcodes)
+
+
+def test_a_path_takes_no_state() -> None:
+    """A path's hash would follow what a pickle writes into it; such a path is refused, and honest ones stay paths."""
+    made = b"\x80\x04\x8c\x07pathlib\x8c\x0dPurePosixPath\x93\x8c\x01a\x85R"
+    with pytest.raises(CorruptCheckpointError, match="a path has a state"):
+        load(made + b"N}\x8c\x05_hash)s\x86b.")
+    metadata = sample({"a": ("a",)})
+    metadata.storage_meta.checkpoint_id = PurePosixPath("/a/b")
+    found = load(dump_metadata(load(dump_metadata(metadata))))
+    assert found.storage_meta.checkpoint_id == PurePosixPath("/a/b")
+    assert b"dcp_cloud.format" not in dump_metadata(found)
+
+
+def test_honest_lists_may_hold_places_without_a_name() -> None:
+    """Empty dicts in lists have no entry in planner_data; a thousand of them pass, and lists in lists."""
+    paths = {"a": ("a", 900), **{f"{n}": ("l", n, "m", n % 7) for n in range(500)}}
+    assert load(dump_metadata(sample(paths))).planner_data == paths

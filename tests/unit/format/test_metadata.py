@@ -213,6 +213,9 @@ def test_the_hook_allows_more_names() -> None:
 
     assert load_metadata(data, key=KEY, extra_allowed=hook).planner_data == {"custom": Custom()}
     assert asked == [(__name__, "Custom")]
+    assert load_metadata(dump_metadata(sample(Custom())), key=KEY, extra_allowed=hook).planner_data == Custom()
+    with pytest.raises(CorruptCheckpointError, match="paths"):
+        load_metadata(dump_metadata(sample({"w": ["w", 10**12]})), key=KEY, extra_allowed=hook)
     with pytest.raises(UnsafeCheckpointError, match="eval"):
         load_metadata(dump_metadata(sample(Call(eval, "1"))), key=KEY, extra_allowed=hook)
 
