@@ -21,8 +21,9 @@ from dcp_cloud.format.archive import is_row_major
 from dcp_cloud.format.items import load_item
 from dcp_cloud.format.layout import BLOCK_BYTES, RawData, StoredItem, from_storage_info
 from dcp_cloud.format.parse import NeedMore, RawLayout, parse_header
+from dcp_cloud.format.rehearsal import is_archive
 from dcp_cloud.format.transforms import undo_transforms
-from dcp_cloud.format.values import check_value, is_archive
+from dcp_cloud.format.values import check_value
 from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.transfer.download import Check, Downloader, Target
 from dcp_cloud.transfer.events import EventHook, Planned

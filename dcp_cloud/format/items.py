@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
-import pickle
+import struct
 import zipfile
 
 import torch
 
 from dcp_cloud.errors import CorruptCheckpointError, UnsafeCheckpointError
+from dcp_cloud.format.rehearsal import RefusedError, rehearse
+from dcp_cloud.format.ziplayout import END, END64, END64_SIGNATURE, END_SIGNATURE, FULL, LOCATOR, LOCATOR_SIGNATURE
 
 _WHOLE = "restore the object from a copy, or load another checkpoint"
 
@@ -25,21 +27,23 @@ def load_item(data: bytes | bytearray | memoryview, *, key: str) -> torch.Tensor
 
     Raises:
         CorruptCheckpointError: The bytes are no archive of a tensor, or would swell when they are unpacked.
-        UnsafeCheckpointError: The archive names something that ``torch.load(weights_only=True)`` does not allow.
+        UnsafeCheckpointError: The archive names something that ``torch.load(weights_only=True)`` does not allow, or
+            uses what is allowed in a way that no writer does.
     """
     require_stored(data, key=key)
     try:
+        rehearse(data)
         tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if names := _forbidden(data):
-            raise UnsafeCheckpointError(
-                "a stored tensor names something that is not allowed to be loaded",
-                key=key,
-                cause=", ".join(sorted(names)),
-                hint="if you trust the checkpoint, allow it with torch.serialization.add_safe_globals",
-            ) from error
-        raise _corrupt(key, error) from error
-    except Exception as error:  # the same: whatever torch trips over in foreign bytes
+        if isinstance(tensor, torch.Tensor):
+            _check_indices(tensor)
+    except RefusedError as error:
+        raise UnsafeCheckpointError(
+            "a stored tensor would do more than describe itself when it is loaded",
+            key=key,
+            cause=str(error),
+            hint="if you trust the checkpoint, allow its types with torch.serialization.add_safe_globals",
+        ) from error
+    except Exception as error:  # whatever torch trips over in foreign bytes
         raise _corrupt(key, error) from error
     if not isinstance(tensor, torch.Tensor):
         raise _corrupt(key, f"it holds a {type(tensor).__name__}, not a tensor")
@@ -58,6 +62,8 @@ def require_stored(data: bytes | bytearray | memoryview, *, key: str) -> None:
     Raises:
         CorruptCheckpointError: It is no archive, claims to hold more than its length, or is damaged.
     """
+    if not _has_one_directory(data):
+        raise _corrupt(key, "it does not end as an archive does")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
@@ -73,11 +79,39 @@ def require_stored(data: bytes | bytearray | memoryview, *, key: str) -> None:
         raise _corrupt(key, f"the checksum of its record {damaged!r} does not hold")
 
 
-def _forbidden(data: bytes | bytearray | memoryview) -> list[str]:
+def _check_indices(tensor: torch.Tensor) -> None:
+    """See that a sparse tensor's indices stay within it; torch takes them as they are, and writes where they lead."""
+    if tensor.layout is torch.sparse_coo:
+        parts = tensor._indices(), tensor._values()
+        torch.sparse_coo_tensor(*parts, tensor.shape, check_invariants=True)
+    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        parts = tensor.crow_indices(), tensor.col_indices()
+        torch.sparse_compressed_tensor(
+            *parts, tensor.values(), tensor.shape, layout=tensor.layout, check_invariants=True
+        )
+    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        parts = tensor.ccol_indices(), tensor.row_indices()
+        torch.sparse_compressed_tensor(
+            *parts, tensor.values(), tensor.shape, layout=tensor.layout, check_invariants=True
+        )
+
+
+def _has_one_directory(data: bytes | bytearray | memoryview) -> bool:
+    """Tell whether the directory ends where its end record says: else two readers may find two different ones."""
     try:
-        return torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
-    except Exception:  # too damaged to tell
-        return []
+        place = len(data) - END.size
+        signature, *_, size, offset, comment_nbytes = END.unpack_from(data, place)
+        if signature != END_SIGNATURE or comment_nbytes:
+            return False
+        if bytes(data[place - LOCATOR.size :][:4]) == LOCATOR_SIGNATURE:
+            short, place = (size, offset), place - LOCATOR.size - END64.size
+            signature, *_, size, offset = END64.unpack_from(data, place)
+            located = LOCATOR.unpack_from(data, place + END64.size)[2]
+            if signature != END64_SIGNATURE or located != place or short != (min(size, FULL), min(offset, FULL)):
+                return False
+    except struct.error:
+        return False
+    return bool(offset + size == place)
 
 
 def _corrupt(key: str, cause: str | BaseException) -> CorruptCheckpointError:

@@ -17,6 +17,7 @@ DESCRIPTOR_SIGNATURE = b"PK\x07\x08"
 ENTRY_SIGNATURE = b"PK\x01\x02"
 END_SIGNATURE = b"PK\x05\x06"
 END64_SIGNATURE = b"PK\x06\x06"
+LOCATOR_SIGNATURE = b"PK\x06\x07"
 # signature, version needed, flags, method, time, date, crc, packed and full size, length of name and of extra field
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 # signature, made by, version needed, flags, method, time, date, crc, packed and full size, length of name, of extra
@@ -126,7 +127,7 @@ def directory_end(count: int, size_bytes: int, offset: int) -> bytes:
     """
     made = (_MADE_BY_UNIX_3_0, _ZIP64_NEEDED)
     end64 = END64.pack(END64_SIGNATURE, END64.size - 12, *made, 0, 0, count, count, size_bytes, offset)
-    locator = LOCATOR.pack(b"PK\x06\x07", 0, offset + size_bytes, 1)
+    locator = LOCATOR.pack(LOCATOR_SIGNATURE, 0, offset + size_bytes, 1)
     end = END.pack(END_SIGNATURE, 0, 0, count, count, size_bytes, min(offset, FULL), 0)
     return end64 + locator + end
 

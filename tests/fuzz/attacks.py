@@ -1,6 +1,7 @@
-"""A list of hostile ``.metadata``: each is built here, and read in a process of its own that must survive it.
+"""A list of hostile ``.metadata``: each is built here, and read in a process that must survive all of them.
 
-``python -m tests.fuzz.attacks`` reads all of them under a limit of memory and writes what came of each as JSON.
+``python -m tests.fuzz.attacks`` reads them and the values beside them under a limit of memory, and writes what came of
+each as JSON.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import pickle
 import resource
 import struct
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +25,7 @@ from dcp_cloud.errors import DcpCloudError
 from dcp_cloud.format.layout import from_storage_info
 from dcp_cloud.format.metadata import dump_metadata, load_metadata
 from dcp_cloud.format.shapes import check_shapes
+from tests.fuzz.value_attacks import VALUE_ATTACKS, attempt_item, attempt_value
 from tests.unit.format.samples import Call, sample
 
 MANY = 1_000_000
@@ -45,6 +48,24 @@ def _planted(function: object, protocol: int) -> bytes:
 def _index(*, state: bytes) -> bytes:
     name = b"\x8c\x25torch.distributed.checkpoint.metadata\x8c\x0dMetadataIndex\x93"
     return name + b")\x81}(\x8c\x03fqn\x8c\x01w\x8c\x06offset" + state + b"\x8c\x05indexNub"
+
+
+def _behind_a_gap(levels: int) -> bytes:
+    """Leave the first place of the memo empty: what is written next lies elsewhere for whoever counts otherwise.
+
+    The beginning of a record and the end of a size, which the scan takes at once, each fill places.
+    """
+    name = b"\x8c\x25torch.distributed.checkpoint.metadata\x8c\x0bStorageMeta\x93"
+    return b")q\x01" + name + b")\x81\x94}\x94(\x8c\x0dcheckpoint_idNub)\x94" + b"h\x01\x85\x94" * levels + b"}h\x01Ns."
+
+
+def _encodings(levels: int) -> bytes:
+    """Make memory formats whose values are pairs of the one before."""
+    name = b"\x8c\x25torch.distributed.checkpoint.metadata\x8c\x14_MEM_FORMAT_ENCODING\x93"
+    made = name + b"K\0\x85R\x94"
+    for level in range(levels):
+        made += name + b"K\0\x85RN}\x8c\x06_value" + b"h%c" % level * 2 + b"\x86s\x86b\x94"
+    return made + b"}h%cNs." % levels
 
 
 def _lying(change: Callable[[Metadata, Any], None]) -> bytes:
@@ -115,6 +136,15 @@ ATTACKS: Mapping[str, bytes] = MappingProxyType(
         + b"\x94("
         + b"h\0N" * 300_000
         + b"u.",
+        "a million tuples behind a gap of the memo": _PROTO + _behind_a_gap(MANY),
+        "memory formats of pairs as a key": _PROTO + _encodings(30),
+        "a place of list type": dump_metadata(sample({"w": ["w", 10**12]})),
+        "a place of size type": dump_metadata(sample({"w": torch.Size([10**12])})),
+        "places in an OrderedDict": dump_metadata(sample(OrderedDict({"w": ("w", 10**12)}))),
+        "places in a list": dump_metadata(sample([("w", 10**12)])),
+        "a place with a place that is true": dump_metadata(sample({"w": ("w", True)})),
+        "lists of a thousand places in each other": dump_metadata(sample({"w": ("w", *[999] * 90)})),
+        "a place of a million parts": dump_metadata(sample({"w": ("w", *[0] * MANY)})),
         "a list of 10**12 places": dump_metadata(sample({"w": ("w", 10**12)})),
         # leave the prefix
         **{
@@ -168,6 +198,10 @@ def main() -> None:
     for name, data in ATTACKS.items():
         sys.stderr.write(f"{name}\n")  # the last line names the one that ended the process
         outcomes[name] = attempt(data)
+    for name, data in VALUE_ATTACKS.items():
+        sys.stderr.write(f"{name}\n")
+        outcomes[f"value: {name}"] = attempt_value(data)
+        outcomes[f"tensor: {name}"] = attempt_item(data)
     sys.stdout.write(json.dumps(outcomes))
 
 
