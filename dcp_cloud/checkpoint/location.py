@@ -16,7 +16,7 @@ from dcp_cloud.errors import ConfigError
 from dcp_cloud.settings import merge_settings
 from dcp_cloud.stores.base import ObjectStore
 from dcp_cloud.stores.prefix import PrefixStore
-from dcp_cloud.stores.registry import open_bucket, open_store, server_of
+from dcp_cloud.stores.registry import check_uri_options, open_bucket, open_store, server_of
 from dcp_cloud.uri import StoreURI
 
 URILike: TypeAlias = str | os.PathLike[str] | StoreURI
@@ -113,6 +113,7 @@ class Location:
             )
         transfer = merge_settings(self._argument, TransferConfig, uri.options)
         if self._given is not None:
+            check_uri_options(uri)  # opening a store does so itself
             store = self._given(uri) if callable(self._given) else self._given
         elif uri.scheme == "file":
             store = open_store(uri, config=self._config)

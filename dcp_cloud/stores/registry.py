@@ -124,6 +124,20 @@ def provider_settings(uri: StoreURI) -> type[Any] | None:
     return _load(scheme.settings, uri, scheme) if scheme.settings else None
 
 
+def check_uri_options(uri: StoreURI) -> None:
+    """Refuse options of a URI that no setting reads.
+
+    Args:
+        uri: A URI.
+
+    Raises:
+        UnknownOptionError: An option is unknown; the message names the nearest valid ones.
+    """
+    settings_type = provider_settings(uri)
+    known = [TransferConfig, RetryConfig] + ([settings_type] if settings_type else [])
+    check_options(uri.options, known, where=uri.root)
+
+
 def server_of(uri: StoreURI, config: object = None) -> str | None:
     """Name the server or the account that a bucket is on: one bucket's name on two of them is two buckets.
 
@@ -149,8 +163,7 @@ def server_of(uri: StoreURI, config: object = None) -> str | None:
 def _open(parsed: StoreURI, config: object) -> ObjectStore:
     scheme = _SCHEMES[parsed.scheme]
     settings_type = provider_settings(parsed)
-    known = [TransferConfig, RetryConfig] + ([settings_type] if settings_type else [])
-    check_options(parsed.options, known, where=parsed.root)
+    check_uri_options(parsed)
     if config is not None and (settings_type is None or not isinstance(config, settings_type)):
         wanted = settings_type.__name__ if settings_type else "no configuration"
         raise ConfigError(f"a {parsed.scheme}:// store takes {wanted}, not {type(config).__name__}", key=parsed.root)

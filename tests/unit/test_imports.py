@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -49,6 +50,24 @@ def test_an_s3_store_imports_its_own_sdk_only() -> None:
     """One provider's user needs one provider's SDK."""
     found = imported_by("from dcp_cloud import open_store; open_store('s3://b/p?region=us-east-1')")
     assert found & {"torch", "google", "azure"} == set()
+
+
+@pytest.mark.parametrize(
+    ("provider", "sdk"), [("s3", {"boto3", "botocore"}), ("gcs", {"google"}), ("azure", {"azure"}), ("local", set())]
+)
+def test_a_provider_knows_no_other_one(provider: str, sdk: set[str]) -> None:
+    """Files of one provider's store import no file of another one and no other one's SDK, not even within functions."""
+    files = [path for path in (ROOT / "dcp_cloud/stores").glob("*.py") if path.stem.partition("_")[0] == provider]
+    assert len(files) > 3
+    others = {"s3", "gcs", "azure", "local"} - {provider}
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert name.partition(".")[0] not in {"boto3", "botocore", "google", "azure"} - sdk, (path.name, name)
+                store = name.removeprefix("dcp_cloud.stores.").partition("_")[0]
+                assert not (name.startswith("dcp_cloud.stores.") and store in others), (path.name, name)
 
 
 def test_imports_go_only_downwards() -> None:

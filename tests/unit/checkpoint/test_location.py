@@ -10,7 +10,7 @@ import pytest
 
 from dcp_cloud.checkpoint.location import Location, is_checkpoint_uri
 from dcp_cloud.config import MIB, TransferConfig
-from dcp_cloud.errors import ConfigError
+from dcp_cloud.errors import ConfigError, UnknownOptionError
 from dcp_cloud.stores.memory import MemoryStore
 from dcp_cloud.stores.prefix import PrefixStore
 from dcp_cloud.stores.s3_config import S3Config
@@ -31,6 +31,14 @@ def test_moving_within_a_bucket_keeps_the_client_and_the_options() -> None:
     assert place.store.store is bucket
     assert place.store.uri == place.uri.root == "memory://name/b"
     assert place.transfer.part_size_bytes == 5 * MIB
+
+
+@pytest.mark.parametrize("store", [MemoryStore("given"), lambda uri: MemoryStore(uri.bucket)])
+def test_options_are_checked_with_a_store_of_ones_own_too(store: Any) -> None:
+    """A misspelt option is refused where it is written, whoever opens the store."""
+    assert location("memory://name/a?part_size=5MiB", store=store).transfer.part_size_bytes == 5 * MIB
+    with pytest.raises(UnknownOptionError, match="part_size"):
+        location("memory://name/a?part_sise=5MiB", store=store)
 
 
 def test_moving_to_another_bucket_takes_nothing_along() -> None:
