@@ -1,7 +1,8 @@
 """torch's experimental checkpointers with this package's writer and reader, and factories for them.
 
 torch's asynchronous checkpointer writes in a process that dies of the first error, hands the arguments of hooks to a
-stager that does not know them, and raises the same old error at every later save. The classes here do none of that.
+stager that does not know them, raises the same old error at every later save, and drops a save that waits when it is
+closed. The classes here do none of that.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 import multiprocessing
 import pickle
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from dcp_cloud.errors import CheckpointError, DcpCloudError, describe
@@ -42,10 +44,25 @@ logger = logging.getLogger(__name__)
 
 # The process imports torch and an SDK before it answers; torch's own default of 30 s is for torch alone.
 _INIT_TIMEOUT_S = 300
+# The parent reads the outcome after torch's own answer: it has to fit into a pipe that nobody reads (64 KiB on Linux).
+_MAX_OUTCOME_BYTES = 16 * 1024
+_MAX_TEXT = 2000
 
 
 class CloudSyncCheckpointer(SyncCheckpointer):
-    """torch's ``SyncCheckpointer``, whose ``close`` closes the reader too."""
+    """torch's ``SyncCheckpointer``, which waits for a writer's future, and whose ``close`` closes the reader too."""
+
+    def save(self, path: str, state_dict: dict[str, Any], **kwargs: Any) -> None:  # noqa: ANN401
+        """Save.
+
+        Args:
+            path: URI of the checkpoint.
+            state_dict: What to save.
+            **kwargs: For the writer and its hook.
+        """
+        pending: Any = self._writer.write(path, state_dict, **kwargs)
+        if isinstance(pending, Future):
+            pending.result()  # torch would take a pending future for a success
 
     def close(self) -> None:
         """Release the connections of the writer and the reader."""
@@ -95,7 +112,8 @@ class CloudCheckpointProcess(CheckpointProcess):
             raise error
 
     def close(self) -> None:
-        """End the process, waiting for the save under way."""
+        """End the process, waiting for the saves that were begun."""
+        self._executor.shutdown(wait=True)  # torch's class would cancel what has not begun
         try:
             super().close()
         except ProcessExitedException as lost:  # the save under way has told, if there was one
@@ -117,14 +135,14 @@ class _TellingWriter:
         self._outcomes = outcomes
 
     def write(self, path: str, state_dict: dict[str, Any], **kwargs: Any) -> None:  # noqa: ANN401
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             pending = self._writer.write(path=path, state_dict=state_dict, **kwargs)
             if isinstance(pending, Future):
                 pending.result()  # torch would take a pending future for a success
-        except Exception as caught:
-            logger.error("the save to %s failed: %s", path, describe(caught))
-            error = _picklable(caught)
+        except (Exception, CheckpointException) as caught:  # torch's is no Exception
+            error = _portable(caught)
+            logger.error("the save to %s failed: %s", path, describe(error))
         self._outcomes.send(error)
 
 
@@ -132,18 +150,26 @@ def _make_telling_writer(make: Callable[..., Any], outcomes: Connection, **kwarg
     return _TellingWriter(make(**kwargs), outcomes)
 
 
-def _picklable(error: Exception) -> Exception:
+def _portable(error: BaseException) -> BaseException:
+    """Give an error that can be sent: an exception of the user's hook can be of any length and have any constructor."""
     try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
-    except Exception:  # an exception of the user's hook can have any constructor
-        return DcpCloudError("the save failed", cause=error)
-    return error
+        pickled = pickle.dumps(error)
+        if len(pickled) <= _MAX_OUTCOME_BYTES and isinstance(pickle.loads(pickled), type(error)):  # noqa: S301 - our own
+            return error
+        text = describe(error)
+    except Exception:  # code of the error itself
+        text = type(error).__name__
+    return DcpCloudError("the save failed", cause=text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]} …")
 
 
 class _Outcome(Future[None]):
     """A future that knows whether anybody asked for its result."""
 
     was_heard = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_running_or_notify_cancel()  # nobody can call off what another process does
 
     def result(self, timeout: float | None = None) -> None:
         error = self.exception(timeout)
@@ -154,6 +180,13 @@ class _Outcome(Future[None]):
         error = super().exception(timeout)
         self.was_heard = True
         return error
+
+    def raise_unheard(self) -> None:
+        """Wait, and raise the error if nobody has asked for it."""
+        error = super().exception()
+        if error is not None and not self.was_heard:
+            self.was_heard = True
+            raise error
 
 
 class CloudAsyncCheckpointer(AsyncCheckpointer):
@@ -178,10 +211,7 @@ class CloudAsyncCheckpointer(AsyncCheckpointer):
         """
         previous, self._write_future = self._write_future, None
         if isinstance(previous, _Outcome):
-            was_heard = previous.was_heard
-            error = previous.exception()
-            if error is not None and not was_heard:
-                raise error
+            previous.raise_unheard()
         staged = self._checkpoint_stager.stage(state_dict=state_dict)
         outcome = _Outcome()
         pending = self._checkpoint_process.write(staged, path, **kwargs)
@@ -191,9 +221,18 @@ class CloudAsyncCheckpointer(AsyncCheckpointer):
         return wrap_future(staged), outcome
 
     def close(self) -> None:
-        """End the process and release connections, waiting for the save under way."""
+        """Wait for the save under way, then end the process and release connections.
+
+        Raises:
+            Exception: The error of the last save, if nobody asked its future for it. Everything is closed then, too.
+        """
+        last, self._write_future = self._write_future, None
+        if isinstance(last, _Outcome):
+            wait([last])  # what was staged must stay until it is written, and closing the stager drops it
         super().close()
         _close(self._reader)
+        if isinstance(last, _Outcome):
+            last.raise_unheard()
 
 
 def _close(reader: CheckpointReader) -> None:
@@ -202,7 +241,12 @@ def _close(reader: CheckpointReader) -> None:
 
 
 def _pass_on(outcome: _Outcome, done: Future[None]) -> None:
-    error = done.exception()
+    if done.cancelled():
+        error: BaseException | None = CheckpointError(
+            "the save was not made", cause="the process that saves was closed before", hint="save again"
+        )
+    else:
+        error = done.exception()
     if error is not None:
         outcome.set_exception(error)
     else:

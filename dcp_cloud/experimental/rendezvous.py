@@ -9,12 +9,15 @@ reader takes no file that the manifest does not vouch for.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dcp_cloud.errors import CorruptCheckpointError, IncompleteCheckpointError, NotFoundError, describe
+from dcp_cloud.errors import CorruptCheckpointError, DcpCloudError, IncompleteCheckpointError, NotFoundError, describe
 from dcp_cloud.stores.base import ObjectStore
+
+logger = logging.getLogger(__name__)
 
 MANIFEST_KEY = "checkpoint.json"
 _MARKS = "marks"
@@ -126,9 +129,17 @@ class Rendezvous:
             self._wait(self._are_all_stored, "the files of all ranks")
             self._check_failures()
         self.store.put(MANIFEST_KEY, [memoryview(self.stamp.dump())])
-        marks = [meta.key for meta in self.store.list(_MARKS)]
-        if marks:
-            self.store.delete(marks)
+
+    def clean_up(self) -> None:
+        """Remove the marks after the commit. The checkpoint is whole with them, too: a failure is logged only."""
+        if self.rank != 0:
+            return
+        try:
+            marks = [meta.key for meta in self.store.list(_MARKS)]
+            if marks:
+                self.store.delete(marks)
+        except DcpCloudError as error:
+            logger.warning("marks of the save stay below %s/%s: %s", self.store.uri, _MARKS, error)
 
     def _marks(self, kind: str) -> str:
         return f"{_MARKS}/{self.stamp.save_id}/{kind}"

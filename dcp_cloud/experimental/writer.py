@@ -105,6 +105,7 @@ class CloudCheckpointWriter(CheckpointWriter):
             raise
         finally:
             self.last_save = collector.end(error)
+        rendezvous.clean_up()
         if self._commit_hook is not None:
             self._commit_hook.post_commit(path, **kwargs)
         logger.info("saved %d bytes of rank %d to %s", self.last_save.size_bytes, rank, root)

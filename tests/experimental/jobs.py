@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Future
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.distributed.checkpoint._experimental import (
     RankInfo,
     WriterHook,
 )
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
@@ -155,6 +157,10 @@ class Picky(WriterHook):
     def pre_commit(self, path: str, **kwargs: Any) -> None:
         if kwargs.get("refuse"):
             raise Refusal(3, "no")
+        if kwargs.get("long"):
+            raise ValueError("no" * 200_000)
+        if kwargs.get("torch"):
+            raise CheckpointException("no", {})
 
     def post_commit(self, path: str, **kwargs: Any) -> None:
         pass
@@ -191,6 +197,26 @@ def background_saves(uris: list[str], missing: str) -> list[str]:
     return outcomes
 
 
+class WritingLater:
+    """A writer that answers with a future, which another thread completes; and that takes its time."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+
+    def write(self, path: str, state_dict: dict[str, Any], **kwargs: Any) -> Future[None]:
+        future: Future[None] = Future()
+
+        def complete() -> None:
+            self.written.append(path)
+            future.set_result(None)
+
+        threading.Timer(0.2, complete).start()
+        return future
+
+    def close(self) -> None:
+        pass
+
+
 class FailingLater:
     """A writer as others may write them: it answers with a future that fails."""
 
@@ -198,6 +224,9 @@ class FailingLater:
         future: Future[None] = Future()
         future.set_exception(OSError("the disk is full"))
         return future
+
+    def close(self) -> None:
+        pass
 
 
 def make_failing_later(**_: Any) -> FailingLater:

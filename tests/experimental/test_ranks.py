@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,13 +14,30 @@ import torch
 from torch.distributed.checkpoint._experimental import DefaultStager, RankInfo
 from torch.distributed.checkpoint._experimental.checkpoint_process import CheckpointProcessConfig
 from torch.distributed.checkpoint._experimental.staging import CheckpointStagerConfig
+from torch.distributed.checkpoint.api import CheckpointException
 
-from dcp_cloud import CloudAsyncCheckpointer, CloudCheckpointReader, StoreURI, open_store
-from dcp_cloud.errors import CheckpointError, CheckpointNotFoundError, ConfigError, IncompleteCheckpointError
+from dcp_cloud import (
+    CloudAsyncCheckpointer,
+    CloudCheckpointReader,
+    CloudSyncCheckpointer,
+    StoreURI,
+    make_cloud_async_checkpointer,
+    open_store,
+)
+from dcp_cloud.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    ConfigError,
+    DcpCloudError,
+    IncompleteCheckpointError,
+)
 from dcp_cloud.experimental import CloudCheckpointProcess, CloudCheckpointWriter
+from dcp_cloud.testing import Fault, FaultyStore
 from tests.checkpoint.conftest import every_cloud
+from tests.checkpoint.states import equal
 from tests.experimental import jobs
 from tests.support.ranks import run_ranks
+from tests.unit.transfer.tools import wait_until
 
 Place = Callable[..., str]
 
@@ -117,8 +135,7 @@ def test_ranks_need_a_way_to_agree() -> None:
         CloudCheckpointWriter(jobs.CheckpointWriterConfig(), RankInfo(global_rank=0, global_world_size=2))
 
 
-def test_an_error_nobody_asked_for_is_raised_by_the_next_save(tmp_path: Path) -> None:
-    """A future that fails after ``write`` returned is no success; its error comes up once, not for ever."""
+def failing_checkpointer() -> CloudAsyncCheckpointer:
     process = CloudCheckpointProcess(
         RankInfo(global_rank=0, global_world_size=1),
         CheckpointProcessConfig(subprocess_init_timeout_secs=120),
@@ -131,7 +148,12 @@ def test_an_error_nobody_asked_for_is_raised_by_the_next_save(tmp_path: Path) ->
         CheckpointStagerConfig(use_pinned_memory=False, use_async_staging=False, use_non_blocking_copy=False)
     )
     reader = CloudCheckpointReader(RankInfo(global_rank=0, global_world_size=1))
-    checkpointer = CloudAsyncCheckpointer(checkpoint_stager=stager, checkpoint_process=process, reader=reader)
+    return CloudAsyncCheckpointer(checkpoint_stager=stager, checkpoint_process=process, reader=reader)
+
+
+def test_an_error_nobody_asked_for_is_raised_by_the_next_save(tmp_path: Path) -> None:
+    """A future that fails after ``write`` returned is no success; its error comes up once, not for ever."""
+    checkpointer = failing_checkpointer()
     checkpointer.save(f"file://{tmp_path}/1", {"a": torch.ones(2)})
     with pytest.raises(OSError, match="full"):
         checkpointer.save(f"file://{tmp_path}/2", {"a": torch.ones(2)})
@@ -140,8 +162,69 @@ def test_an_error_nobody_asked_for_is_raised_by_the_next_save(tmp_path: Path) ->
         written.result()
     _, written = checkpointer.save(f"file://{tmp_path}/4", {"a": torch.ones(2)})
     assert isinstance(written.exception(), OSError)
-    os.kill(process.process.processes[0].pid, signal.SIGKILL)
+    os.kill(checkpointer._checkpoint_process.process.processes[0].pid, signal.SIGKILL)
     _, written = checkpointer.save(f"file://{tmp_path}/5", {"a": torch.ones(2)})
     with pytest.raises(CheckpointError, match="has ended"):
         written.result()
     checkpointer.close()
+
+
+def test_an_error_nobody_asked_for_is_raised_by_close(tmp_path: Path) -> None:
+    """There is no next save to tell it; what was open is closed all the same, and a second close has nothing to say."""
+    checkpointer = failing_checkpointer()
+    checkpointer.save(f"file://{tmp_path}/1", {"a": torch.ones(2)})
+    with pytest.raises(OSError, match="full"):
+        checkpointer.close()
+    assert not checkpointer._checkpoint_process.process.processes[0].is_alive()
+    checkpointer.close()
+
+
+def test_errors_of_any_kind_and_close_lose_no_save(tmp_path: Path) -> None:
+    """The process survives an error longer than a pipe, and torch's, which is no Exception; close waits for a save."""
+    checkpointer = make_cloud_async_checkpointer(commit_hook=jobs.Picky())
+    outcomes = []
+    for number, options in enumerate([{"long": True}, {"torch": True}]):
+        _, written = checkpointer.save(f"file://{tmp_path}/{number}", {"a": torch.ones(2)}, **options)
+        outcomes.append(written.exception(timeout=60))
+    may_go_on = threading.Event()
+    checkpointer._checkpoint_process._executor.submit(may_go_on.wait)  # the save stands in line behind this
+    _, written = checkpointer.save(f"file://{tmp_path}/last", jobs.state(0))
+    closing = threading.Thread(target=checkpointer.close, daemon=True)
+    closing.start()
+    wait_until(lambda: checkpointer._write_future is None or not closing.is_alive(), "close has begun")
+    may_go_on.set()
+    closing.join(60)
+    assert not closing.is_alive()
+    long, torchs = outcomes
+    assert type(long) is DcpCloudError
+    assert "ValueError: nono" in str(long)
+    assert len(str(long)) < 10_000
+    assert isinstance(torchs, CheckpointException)
+    assert written.result(timeout=1) is None
+    loaded = CloudCheckpointReader(RankInfo(global_rank=0, global_world_size=1)).read(f"file://{tmp_path}/last")[0]
+    assert equal(loaded, jobs.state(0))
+
+
+def test_a_checkpointer_that_does_not_go_on_meanwhile_waits_for_a_writers_future(tmp_path: Path) -> None:
+    """A pending future is no success yet, and its failure is one of the save."""
+    reader = CloudCheckpointReader(RankInfo(global_rank=0, global_world_size=1))
+    later = jobs.WritingLater()
+    CloudSyncCheckpointer(writer=later, reader=reader).save("memory://x/1", {"a": 1})  # type: ignore[arg-type]
+    assert later.written == ["memory://x/1"]
+    with pytest.raises(OSError, match="full"):
+        CloudSyncCheckpointer(writer=jobs.FailingLater(), reader=reader).save("memory://x/1", {})  # type: ignore[arg-type]
+
+
+def test_a_commit_stays_one_when_its_marks_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The checkpoint is whole once its manifest is there: no rank is told of a failure afterwards."""
+    uri = f"file://{tmp_path}"
+    refusing = FaultyStore(open_store(uri), faults=[Fault(kind="refuse", verb="delete", times=100)])
+    with ThreadPoolExecutor(2) as pool:
+        saves = [
+            pool.submit(jobs.writer(uri, rank, 2, timeout_s=60, **settings).write, uri, jobs.state(rank))
+            for rank, settings in ((0, {"store": refusing}), (1, {}))
+        ]
+    assert [save.exception() for save in saves] == [None, None]
+    assert [read(uri, rank)["name"] for rank in (0, 1)] == ["rank 0", "rank 1"]
+    assert list(tmp_path.glob("marks/*/failed/*")) == []
+    assert "marks of the save stay" in caplog.text
