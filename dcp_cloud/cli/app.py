@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect as inspectlib
+import io
 import platform
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -22,12 +24,12 @@ from dcp_cloud.cli.demo import demo
 from dcp_cloud.cli.diff import diff
 from dcp_cloud.cli.doctor import doctor
 from dcp_cloud.cli.emulators import serve_emulators
-from dcp_cloud.cli.failures import MEANINGS, ExitCode, show_error
+from dcp_cloud.cli.failures import MEANINGS, ExitCode, NotConfirmedError, emit_error, show_error
 from dcp_cloud.cli.inspect import inspect
 from dcp_cloud.cli.listing import ls
 from dcp_cloud.cli.prune import prune
 from dcp_cloud.cli.rm import rm
-from dcp_cloud.cli.session import JsonOption, Session, VerboseOption, start
+from dcp_cloud.cli.session import JsonOption, OutputError, Session, VerboseOption, new_session, silence, start
 from dcp_cloud.cli.sweep import sweep
 from dcp_cloud.cli.verify import verify
 from dcp_cloud.errors import DcpCloudError
@@ -111,7 +113,18 @@ _EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 class _Group(TyperGroup):
-    """Turns what goes wrong in any command into a message and an exit code."""
+    """Turns what goes wrong in any command into a message, a document if one is wanted, and an exit code."""
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:  # noqa: ANN401 - see invoke
+        given = tuple(args)
+        try:
+            ctx = super().make_context(info_name, args, *rest, **extra)
+        except Exception as error:
+            if "--json" in given and _is_wrong_usage(error):
+                _emit_usage(error)
+            raise
+        ctx.meta[_WANTS_JSON] = "--json" in given
+        return ctx
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer brings its own context class or click's, by version
         try:
@@ -119,17 +132,44 @@ class _Group(TyperGroup):
         except DcpCloudError as error:
             raise typer.Exit(show_error(_session(ctx), error)) from error
         except KeyboardInterrupt:
-            _session(ctx).err.print("interrupted", style="red")
-            raise typer.Exit(ExitCode.INTERRUPTED) from None
+            raise typer.Exit(_end(ctx, "Interrupted", "interrupted", ExitCode.INTERRUPTED, style="red")) from None
+        except NotConfirmedError as error:
+            raise typer.Exit(_end(ctx, "NotConfirmed", str(error), ExitCode.INTERRUPTED, style="yellow")) from None
+        except OutputError as error:
+            _session(ctx).err.print(f"error: standard output cannot be written: {error}", style="red", markup=False)
+            raise typer.Exit(ExitCode.OUTPUT) from None
         except (typer.Exit, typer.Abort, BrokenPipeError):  # whoever read the output has left: `| head`
             raise
         except Exception as error:
-            if hasattr(error, "exit_code"):  # wrong usage: the library prints it
+            if _is_wrong_usage(error):  # the library prints it
+                if ctx.meta[_WANTS_JSON]:
+                    _emit_usage(error)
                 raise
             err = _session(ctx).err
             err.print("".join(traceback.format_exception(error)), markup=False, soft_wrap=True)
-            err.print("this is a defect of dcp-cloud; please report it with the lines above", style="red")
-            raise typer.Exit(ExitCode.INTERNAL) from error
+            message = "this is a defect of dcp-cloud; please report it with the lines above"
+            raise typer.Exit(_end(ctx, type(error).__name__, message, ExitCode.INTERNAL, style="red")) from error
+
+
+_WANTS_JSON = "dcp_cloud.cli.wants_json"
+
+
+def _is_wrong_usage(error: Exception) -> bool:
+    return hasattr(error, "exit_code") and hasattr(error, "format_message")
+
+
+def _emit_usage(error: Any) -> None:  # noqa: ANN401 - typer's own exception or click's, by version
+    session = new_session(json=True, verbose=0)
+    emit_error(session, type(error).__name__, error.format_message(), error.exit_code)
+
+
+def _end(ctx: typer.Context, kind: str, message: str, code: ExitCode, *, style: str) -> ExitCode:
+    """Tell how a command ended that did not get to its own document."""
+    session = _session(ctx)
+    session.err.print(message, style=style)
+    if session.json:
+        emit_error(session, kind, message, code)
+    return code
 
 
 def _show_version(wanted: bool) -> None:
@@ -193,7 +233,19 @@ def build_app() -> typer.Typer:
 
 def run() -> None:
     """Run the command line with the arguments of the process."""
-    build_app()(prog_name="dcp-cloud")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?" and goes on
+    try:
+        build_app()(prog_name="dcp-cloud")
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # rich and typer end with 1, which means something else here
+            raise SystemExit(int(ExitCode.READER_LEFT)) from None
+        raise
+    except OSError as error:  # commands raise none: it was a help text, which the library writes
+        sys.stderr.write(f"error: standard output cannot be written: {error}\n")
+        silence(sys.stdout)
+        raise SystemExit(int(ExitCode.OUTPUT)) from None
 
 
 def _root(

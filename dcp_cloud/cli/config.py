@@ -12,7 +12,7 @@ from rich.text import Text
 
 from dcp_cloud.cli.session import JsonOption, VerboseOption, start
 from dcp_cloud.cli.text import safe, size
-from dcp_cloud.config import TransferConfig, option_fields
+from dcp_cloud.config import RetryConfig, TransferConfig, check_options, option_fields
 from dcp_cloud.errors import redact
 from dcp_cloud.settings import Setting, gather_settings, merge_settings, settings_file
 from dcp_cloud.stores.registry import provider_section, provider_settings
@@ -83,10 +83,14 @@ class _Row:
 
 def _rows(uri: StoreURI | None) -> Iterator[_Row]:
     options = {} if uri is None else uri.options
+    settings_type = None if uri is None else provider_settings(uri)
+    if uri is not None:
+        known = [TransferConfig, RetryConfig, *([] if settings_type is None else [settings_type])]
+        check_options(options, known, where=uri.root)
     transfer = merge_settings(None, TransferConfig, options)
     yield from _of_record(transfer, gather_settings(TransferConfig, options))
     yield from _of_record(transfer.retry, gather_settings(TransferConfig, options))
-    if uri is None or (settings_type := provider_settings(uri)) is None:
+    if uri is None or settings_type is None:
         return
     section = provider_section(uri)
     settings = merge_settings(None, settings_type, options, section=section)

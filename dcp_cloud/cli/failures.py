@@ -31,7 +31,9 @@ class ExitCode(IntEnum):
     PERMISSION = 4
     STORE = 5
     INTERNAL = 70
+    OUTPUT = 74
     INTERRUPTED = 130
+    READER_LEFT = 141
 
 
 MEANINGS: Mapping[ExitCode, str] = MappingProxyType(
@@ -43,9 +45,15 @@ MEANINGS: Mapping[ExitCode, str] = MappingProxyType(
         ExitCode.PERMISSION: "no credentials, wrong ones, or not allowed",
         ExitCode.STORE: "the store or the network failed",
         ExitCode.INTERNAL: "a defect of dcp-cloud; please report it",
+        ExitCode.OUTPUT: "standard output could not be written; what was to be done may be done",
         ExitCode.INTERRUPTED: "interrupted by Ctrl-C, or not confirmed",
+        ExitCode.READER_LEFT: "whoever read standard output has left (| head)",
     }
 )
+
+
+class NotConfirmedError(Exception):
+    """Somebody was asked and did not say yes. No error of the package: only the command line asks."""
 
 
 def exit_code_of(error: DcpCloudError) -> ExitCode:
@@ -66,6 +74,31 @@ def exit_code_of(error: DcpCloudError) -> ExitCode:
     return ExitCode.DAMAGED if isinstance(error, CheckpointError) else ExitCode.STORE
 
 
+def emit_error(
+    session: Session,
+    kind: str,
+    message: str,
+    code: int,
+    *,
+    key: str | None = None,
+    cause: str | None = None,
+    hint: str | None = None,
+) -> None:
+    """Write the JSON document of a command that failed.
+
+    Args:
+        session: Where to.
+        kind: Name of the error's type.
+        message: What failed.
+        code: The exit code.
+        key: Where.
+        cause: Why.
+        hint: What to do next.
+    """
+    fields = {"type": kind, "message": message, "key": key, "cause": cause, "hint": hint, "exit_code": int(code)}
+    session.emit("error", {"error": fields})
+
+
 def show_error(session: Session, error: DcpCloudError) -> ExitCode:
     """Tell the user what failed, why, and what to do next.
 
@@ -78,18 +111,8 @@ def show_error(session: Session, error: DcpCloudError) -> ExitCode:
     """
     code = exit_code_of(error)
     if session.json:
-        session.emit(
-            "error",
-            {
-                "error": {
-                    "type": type(error).__name__,
-                    "message": error.message,
-                    "key": error.key,
-                    "cause": error.cause,
-                    "hint": error.hint,
-                    "exit_code": int(code),
-                }
-            },
+        emit_error(
+            session, type(error).__name__, error.message, code, key=error.key, cause=error.cause, hint=error.hint
         )
     if session.verbose:
         session.err.print(Text("".join(traceback.format_exception(error)).rstrip(), "dim"), soft_wrap=True)

@@ -71,7 +71,7 @@ class ProgressDisplay:
             if isinstance(event, Planned) and event.size_bytes:
                 self._total_bytes += event.size_bytes
                 self._begin(event)
-            elif isinstance(event, Progressed):
+            elif isinstance(event, Progressed) and self._total_bytes:  # of nothing there is no share
                 self._done_bytes += event.size_bytes
                 self._move()
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dcp_cloud.checkpoint.location import Location
-from dcp_cloud.cli.failures import ExitCode, exit_code_of
+from dcp_cloud.cli.failures import ExitCode, NotConfirmedError, exit_code_of
 from dcp_cloud.cli.session import JsonOption, Session, UriArgument, VerboseOption, start
 from dcp_cloud.cli.text import count, iso, moment, safe, size
 from dcp_cloud.config import parse_seconds
@@ -146,8 +146,7 @@ def _ask(session: Session, report: RetentionReport, infos: dict[int, StepInfo]) 
     _show(session, report, infos, to_err=True)
     session.err.print("Delete them? [y/N] ", end="", markup=False)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        session.err.print("nothing was deleted", style="yellow")
-        raise typer.Exit(ExitCode.INTERRUPTED)
+        raise NotConfirmedError("nothing was deleted")
 
 
 def _show(session: Session, report: RetentionReport, infos: dict[int, StepInfo], *, to_err: bool = False) -> None:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from dcp_cloud.checkpoint.location import Location
 from dcp_cloud.checkpoint.remove import Removal, plan_removal, remove_checkpoint
-from dcp_cloud.cli.failures import ExitCode
+from dcp_cloud.cli.failures import NotConfirmedError
 from dcp_cloud.cli.session import JsonOption, Session, UriArgument, VerboseOption, start
 from dcp_cloud.cli.text import count, iso, moment, safe, size, some
 from dcp_cloud.errors import ConfigError
@@ -79,8 +79,7 @@ def _ask(session: Session, planned: Removal) -> None:
     _show(session, planned, "to be removed", to_err=True)
     session.err.print("Remove it? [y/N] ", end="", markup=False)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        session.err.print("nothing was deleted", style="yellow")
-        raise typer.Exit(ExitCode.INTERRUPTED)
+        raise NotConfirmedError("nothing was deleted")
 
 
 def _document(uri: str, planned: Removal, *, dry_run: bool) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json as jsonlib
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, TextIO, TypeAlias
 
 import typer
 from rich.console import Console
@@ -64,7 +66,57 @@ class Session:
             document: Its fields.
         """
         schema = {"schema": f"dcp-cloud/{kind}", "schema_version": _SCHEMA_VERSION}
-        typer.echo(jsonlib.dumps({**schema, **document}, indent=2))
+        with _writing():
+            typer.echo(jsonlib.dumps({**schema, **document}, indent=2))
+
+
+class OutputError(Exception):
+    """Standard output cannot be written, for another reason than that its reader has left."""
+
+
+class _Output(Console):
+    """Standard output. A reader that leaves ends the command: what it prints is all it is for."""
+
+    def print(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - rich's arguments
+        with _writing():
+            super().print(*args, **options)
+
+
+class _Messages(Console):
+    """Standard error. Without a reader the command goes on in silence: a copy must not end because nobody watches."""
+
+    def print(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - rich's arguments
+        try:
+            super().print(*args, **options)
+        except OSError:
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        silence(sys.stderr)
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence(sys.stdout)
+        raise OutputError(str(error)) from error
+
+
+def silence(stream: TextIO) -> None:
+    """Let a stream end nowhere: Python writes what it still holds once more at the exit, and would complain.
+
+    Args:
+        stream: Standard output or standard error.
+    """
+    with suppress(OSError, ValueError):  # not every stream has a number
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 class _ConsoleHandler(logging.Handler):
@@ -80,6 +132,19 @@ class _ConsoleHandler(logging.Handler):
         self._console.print(Text(safe(line), style), soft_wrap=True)
 
 
+def new_session(*, json: bool, verbose: int) -> Session:
+    """Make a session on the streams of the process.
+
+    Args:
+        json: Whether standard output gets one JSON document instead of text.
+        verbose: How much is logged.
+
+    Returns:
+        The session.
+    """
+    return Session(json=json, verbose=verbose, out=_console(stderr=False), err=_console(stderr=True))
+
+
 def start(ctx: typer.Context, *, json: bool, verbose: int) -> Session:
     """Begin a run, or go on with the options that were given before the command's name.
 
@@ -93,12 +158,10 @@ def start(ctx: typer.Context, *, json: bool, verbose: int) -> Session:
     """
     root = ctx.find_root()
     before = root.obj if isinstance(root.obj, Session) else None
-    session = Session(
-        json=json or (before is not None and before.json),
-        verbose=max(verbose, before.verbose if before is not None else 0),
-        out=before.out if before is not None else _console(stderr=False),
-        err=before.err if before is not None else _console(stderr=True),
-    )
+    if before is None:
+        session = new_session(json=json, verbose=verbose)
+    else:
+        session = replace(before, json=json or before.json, verbose=max(verbose, before.verbose))
     root.obj = session
     log = logging.getLogger("dcp_cloud")
     log.handlers[:] = [handler for handler in log.handlers if not isinstance(handler, _ConsoleHandler)]
@@ -108,7 +171,7 @@ def start(ctx: typer.Context, *, json: bool, verbose: int) -> Session:
 
 
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False)
+    console = _Messages(stderr=True, highlight=False) if stderr else _Output(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _PLAIN_WIDTH
     return console

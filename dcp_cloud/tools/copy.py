@@ -20,7 +20,7 @@ from typing import TypeVar
 from dcp_cloud.checkpoint.bytecheck import ByteChecker
 from dcp_cloud.checkpoint.catalog import list_checkpoints
 from dcp_cloud.checkpoint.cleanup import is_commit, split_key
-from dcp_cloud.checkpoint.commit import Before, commit, delete_rank_commits, delete_replaced, load_replaced
+from dcp_cloud.checkpoint.commit import Before, commit, delete_rank_commits, delete_replaced, load_replaced_keys
 from dcp_cloud.checkpoint.contents import read_contents
 from dcp_cloud.checkpoint.entries import CheckpointContents, Shard
 from dcp_cloud.checkpoint.fetch import read_object
@@ -334,7 +334,10 @@ class _Copy:
         """Read objects of the copy, and count the items that have their recorded checksums."""
         checker = ByteChecker(self._target.store, self._target.transfer, self._hook)
         verified = 0
-        for verdict in checker.check([shard for meta in metas for shard in items.get(meta.key, ())]):
+        shards = [shard for meta in metas for shard in items.get(meta.key, ())]
+        size_bytes = sum(shard.stored.size_bytes for shard in shards if shard.stored is not None)
+        self._hook(Planned(phase="verify", size_bytes=size_bytes, items=len(shards)))
+        for verdict in checker.check(shards):
             if verdict.status not in ("verified", "unrecorded"):
                 key = verdict.shard.stored.key if verdict.shard.stored else ""
                 raise CorruptCheckpointError(
@@ -359,13 +362,11 @@ class _Copy:
     def _commit(self, key: str, memory: memoryview, before: Before | None) -> None:
         if before is None:
             return
-        replaced = None
-        if before.etag is not None:
-            replaced = load_replaced(self._read_target, key)
+        replaced_keys = load_replaced_keys(self._read_target, key) if before.etag is not None else ()
         commit(self._to, bytes(memory), before, overwrite=self._overwrite)
         logger.info("committed %s", self._target.uri.locate(key).root)
-        if replaced is not None:
-            delete_replaced(self._to, replaced, load_metadata(memory, key=key))
+        if replaced_keys:
+            delete_replaced(self._to, replaced_keys, load_metadata(memory, key=key))
 
 
 def _is_old(meta: ObjectMeta) -> bool:

@@ -35,6 +35,13 @@ def test_a_misspelt_variable_ends_with_two(run, monkeypatch):
     assert "DCP_CLOUD_MAX_CONCURRENCY" in ran.err
 
 
+def test_a_misspelt_option_ends_with_two(run):
+    """An option of the URI that nobody reads is refused here as by every other command."""
+    ran = run("config", "show", "s3://bucket/run?regoin=eu")
+    assert (ran.code, ran.out) == (2, "")
+    assert "region" in ran.err
+
+
 def test_values_are_no_markup_and_no_secrets(run, monkeypatch):
     """What a setting holds is shown as it is, but for a password in a URL; every provider's settings are JSON."""
     monkeypatch.setenv("DCP_CLOUD_GCS_ENDPOINT_URL", "http://me:hidden@storage:4443")

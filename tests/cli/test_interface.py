@@ -52,6 +52,26 @@ def test_wrong_use_ends_with_two(run):
 
 
 @pytest.mark.parametrize(
+    "args",
+    [
+        ("verify", "--json"),
+        ("--json", "verify"),
+        ("ls", "memory://b/p", "--nonsense", "--json"),
+        ("--nonsense", "--json", "ls"),
+        ("nonsense", "--json"),
+        ("--json",),
+    ],
+)
+def test_wrong_use_has_a_document_too(run, args):
+    """With --json anywhere, standard output is one document even if the command line makes no sense."""
+    ran = run(*args)
+    document = json.loads(ran.out)
+    assert (ran.code, document["schema"], document["error"]["exit_code"]) == (2, "dcp-cloud/error", 2)
+    assert document["error"]["message"]
+    assert ran.err != ""
+
+
+@pytest.mark.parametrize(
     ("error", "code"),
     [
         (errors.InvalidURIError("x"), 2),

@@ -50,6 +50,15 @@ def test_a_terminal_gets_a_bar():
     assert "\x1b[2K" in stream.getvalue()
 
 
+def test_bytes_without_a_plan_show_nothing():
+    """What nobody has announced has no share of anything."""
+    stream, clock = io.StringIO(), Clock()
+    with ProgressDisplay(Console(file=stream, width=100), "cp", clock=clock) as progress:
+        clock.now_s += 100
+        progress(Progressed(phase="verify", size_bytes=MIB))
+    assert stream.getvalue() == ""
+
+
 def test_nothing_to_read_shows_nothing():
     """A check that reads nothing announces nothing."""
     stream = io.StringIO()

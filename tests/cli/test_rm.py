@@ -118,6 +118,14 @@ def test_a_terminal_is_asked_and_no_means_no(folder: Path, answer: bytes) -> Non
     assert sorted(os.listdir(folder / "step-100")) == before
 
 
+def test_a_no_has_a_document_too(folder: Path) -> None:
+    """With --json, standard output says that nothing was deleted."""
+    ran = rm_on_terminal(folder / "step-100", b"n\n", "--json")
+    document = json.loads(ran.out)
+    assert (ran.code, document["schema"]) == (130, "dcp-cloud/error")
+    assert (document["error"]["type"], document["error"]["exit_code"]) == ("NotConfirmed", 130)
+
+
 def test_a_terminal_is_asked_and_yes_means_yes(folder: Path) -> None:
     """After a yes it is removed; the question does not mix with the JSON document."""
     ran = rm_on_terminal(folder / "step-100", b"y\n", "--json")

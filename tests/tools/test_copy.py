@@ -38,6 +38,7 @@ from dcp_cloud.stores.server_side import copier_between
 from dcp_cloud.testing import Fault, FaultyStore, SimulatedCrash
 from dcp_cloud.testing.wrappers.base import StoreWrapper
 from dcp_cloud.tools.copy import copy_checkpoint, copy_tree
+from dcp_cloud.transfer.events import Planned, Progressed
 from tests.cli.jobs import save_three_ways, save_unevenly
 from tests.support.ranks import run_ranks
 
@@ -159,13 +160,24 @@ def test_parts_are_as_long_as_the_target_needs(files):
     assert not list(narrow.list())
 
 
+def _announced(told, phase):
+    return sum(one.size_bytes for one in told if isinstance(one, Planned) and one.phase == phase)
+
+
+def _done(told, phase):
+    return sum(one.size_bytes for one in told if isinstance(one, Progressed) and one.phase == phase)
+
+
 @pytest.mark.parametrize("cloud", _CLOUDS)
 def test_a_provider_copies_within_itself(at, uneven, cloud):
     """Within one provider no byte passes here, and the bytes can be verified all the same."""
     origin, goal = _put(at(cloud, "from"), uneven), at(cloud, "to")
-    report = copy_checkpoint(origin, goal, read_back=True)
+    told = []
+    report = copy_checkpoint(origin, goal, read_back=True, hook=told.append)
     assert (report.server_side, report.relayed, report.verified_items) == (2, 0, report.items)
     assert _contents(goal) == uneven
+    for phase in ("copy", "verify"):  # as much is done as was announced
+        assert _announced(told, phase) == _done(told, phase) > 0
     # Told to, the bytes are read and sent instead.
     assert copy_checkpoint(origin, at(cloud, "again"), server_side=False).relayed == 2
 
