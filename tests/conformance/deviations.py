@@ -11,8 +11,6 @@ from types import MappingProxyType
 
 _CEPH_CHECKSUM = "Ceph 16 ignores the x-amz-checksum headers"
 _CEPH_COMPLETION = "Ceph 16 takes an ended upload for one that is being completed, and answers 500"
-# From its maintainers (minio/minio#20989, "working as intended"); never run here.
-_MINIO_UPLOADS = "MinIO takes the prefix of a listing of unfinished uploads for a whole key, and so lists none"
 _CEPH_DELETE = "Ceph 16 ignores the condition of a delete"
 _AZURE_CRC32 = "Azure verifies MD5 and CRC-64, no CRC-32"
 _AZURE_BLOCKS = "Azure keeps the blocks of a key in one heap, which takes new ones at any time"
@@ -34,8 +32,6 @@ DEVIATIONS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("s3-ceph-tls", "test_another_version_is_not_deleted"): _CEPH_DELETE,
         # https://github.com/minio/minio/issues/21677; never run here.
         ("external-minio", "test_another_version_is_not_deleted"): "MinIO ignores the condition of a delete",
-        ("external-minio", "test_unfinished_uploads_are_listed"): _MINIO_UPLOADS,
-        ("external-minio", "test_uploads_and_conditions_take_keys_literally"): _MINIO_UPLOADS,
         ("azure-azurite", "test_a_put_with_a_wrong_checksum_is_refused"): _AZURE_CRC32,
         ("azure-azurite", "test_a_part_with_a_wrong_checksum_is_refused"): _AZURE_CRC32,
         ("azure-azurite", "test_a_part_after_the_end_is_refused"): _AZURE_BLOCKS,

@@ -171,7 +171,8 @@ def test_external_servers_come_from_the_environment():
     )
     assert list(found) == ["minio", "fake-gcs", "azurite"]
     with found["minio"] as minio:
-        assert minio.uri("bucket", "a/b") == "s3://bucket/a/b?endpoint_url=http://127.0.0.1:9000"
+        uri = minio.uri("bucket", "a/b")
+        assert uri == "s3://bucket/a/b?endpoint_url=http://127.0.0.1:9000&compatibility=minio"
         assert minio.environment["AWS_ACCESS_KEY_ID"] == "testing"
     assert external_servers({}) == {}
 

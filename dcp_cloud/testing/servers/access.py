@@ -88,6 +88,7 @@ class S3Access:
         secret_key: Secret key.
         region: Region to sign for.
         ca_bundle: PEM file of the authority that signed the server's certificate, if it is none of the system's.
+        compatibility: The store's setting of that name, if the server needs it.
     """
 
     endpoint_url: str
@@ -95,6 +96,7 @@ class S3Access:
     secret_key: str = "testing123"
     region: str = "us-east-1"
     ca_bundle: str | None = None
+    compatibility: str | None = None
 
     @property
     def scheme(self) -> str:
@@ -113,8 +115,9 @@ class S3Access:
 
     @property
     def options(self) -> Mapping[str, str]:
-        """The address: two S3 servers can be used side by side with one environment."""
-        return {"endpoint_url": self.endpoint_url}
+        """The address: two S3 servers can be used side by side with one environment. And what the server needs."""
+        needed = {"compatibility": self.compatibility} if self.compatibility else {}
+        return {"endpoint_url": self.endpoint_url, **needed}
 
     def client(self) -> Any:  # noqa: ANN401
         """Make a boto3 client."""

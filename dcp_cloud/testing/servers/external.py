@@ -58,6 +58,7 @@ def external_servers(environment: Mapping[str, str]) -> dict[str, ExternalServer
             endpoint_url=url,
             access_key=environment.get("MINIO_ROOT_USER", "testing"),
             secret_key=environment.get("MINIO_ROOT_PASSWORD", "testing123"),
+            compatibility="minio",
         )
     if url := environment.get(GCS_ENDPOINT):
         found["fake-gcs"] = GCSAccess(endpoint_url=url)
