@@ -36,7 +36,15 @@ from dcp_cloud.errors import (
     UnsupportedFormatError,
 )
 from dcp_cloud.experimental.index import FileIndex, Record, read_index
-from dcp_cloud.experimental.pickled import Empty, Unpickled, read_pickle, sparse_checks, unpickle, without_data
+from dcp_cloud.experimental.pickled import (
+    Empty,
+    Unpickled,
+    hides_tensors,
+    read_pickle,
+    sparse_checks,
+    unpickle,
+    without_data,
+)
 from dcp_cloud.format.archive import is_row_major
 from dcp_cloud.format.layout import PAGE_BYTES, RawData, StoredItem, metadata_key, to_storage_info
 from dcp_cloud.transfer.download import Downloader, Target
@@ -131,9 +139,20 @@ class CloudTorchSaveReader(CloudStorageReader):
 
         Args:
             name: Its flattened name.
+
+        Raises:
+            UnsupportedFormatError: There are tensors in it. They were read without data.
         """
         assert self._contents is not None  # noqa: S101 - the caller has read the metadata
-        return self._contents.values[name]
+        value = self._contents.values[name]
+        if hides_tensors(value):
+            raise UnsupportedFormatError(
+                f"{name!r} cannot be read by itself",
+                key=self.checkpoint_id,
+                cause=f"it is a {type(value).__name__} that holds tensors",
+                hint="load the file with torch.load and save these tensors in dicts or lists",
+            )
+        return value
 
     def _read_commit(self, key: str) -> Metadata:
         if key != metadata_key():
@@ -218,7 +237,7 @@ class CloudTorchSaveReader(CloudStorageReader):
             raise self._replaced(error) from error
         for item in values:
             stream = io.BytesIO()
-            torch.save(contents.values[item.storage_index.fqn], stream)
+            torch.save(self.value_of(item.storage_index.fqn), stream)
             stream.seek(0)
             planner.load_bytes(item, stream)
 

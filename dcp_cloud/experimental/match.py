@@ -6,8 +6,6 @@ lists are taken item by item, values that are no tensors are replaced.
 
 from __future__ import annotations
 
-import io
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from dcp_cloud.errors import StateDictMismatchError, UnsupportedFormatError
+from dcp_cloud.experimental.pickled import hides_tensors
 
 _SHOWN = 5
 
@@ -47,16 +46,17 @@ class Matcher:
     pairs: list[Pair] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    _assignments: list[tuple[Any, Any, Any]] = field(default_factory=list)
 
     def match(self, wanted: Any, stored: Any) -> Any:  # noqa: ANN401 - any nesting of anything
         """Find everything that is wanted.
 
         Args:
-            wanted: The state dict to fill; mappings are filled in place.
+            wanted: The state dict to fill; its mappings are filled in place by :meth:`fill_mappings`.
             stored: The stored one, its tensors without data.
 
         Returns:
-            The filled state dict, when the pairs have been read.
+            The filled state dict, when the pairs have been read and the mappings were filled.
 
         Raises:
             StateDictMismatchError: Something has another type, size or dtype; all such places are told.
@@ -72,6 +72,11 @@ class Matcher:
             )
         return found
 
+    def fill_mappings(self) -> None:
+        """Put what was found into the mappings of the state dict: after the load, so that a failed one leaves them."""
+        for mapping, key, value in self._assignments:
+            mapping[key] = value
+
     def _match(self, wanted: Any, stored: Any, name: str) -> Any:  # noqa: ANN401
         if isinstance(stored, torch.Tensor):
             return self._tensor(wanted, stored, name)
@@ -81,7 +86,7 @@ class Matcher:
             return self._sequence(wanted, stored, name)
         if wanted is not None and stored is not None and not isinstance(wanted, type(stored)):
             self._differ(name, type(wanted).__name__, type(stored).__name__)
-        elif _hides_tensors(stored):
+        elif hides_tensors(stored):
             raise UnsupportedFormatError(
                 f"{name!r} cannot be read by itself",
                 cause=f"it is a {type(stored).__name__} that holds tensors",
@@ -97,7 +102,7 @@ class Matcher:
         for key in list(target):
             place = f"{name}.{key}" if name else f"{key}"
             if key in stored:
-                target[key] = self._match(target[key], stored[key], place)  # type: ignore[index]  # state dicts are
+                self._assignments.append((target, key, self._match(target[key], stored[key], place)))
             else:
                 self.missing.append(place)
         return target
@@ -135,6 +140,9 @@ class Matcher:
         if local.shape != source.shape or local.dtype != source.dtype:
             self._differ(name, f"{list(local.shape)} of {local.dtype}", f"{list(source.shape)} of {source.dtype}")
             return wanted
+        if _layout(target) != _layout(stored):  # equal shards of two different tensors
+            self._differ(name, _layout(target), _layout(stored))
+            return wanted
         self.pairs.append(Pair(local, source, name))
         return target
 
@@ -154,30 +162,14 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
+def _layout(tensor: torch.Tensor) -> str:
+    """Say which part of which tensor this rank has, as far as the tensor knows."""
+    if not isinstance(tensor, DTensor):
+        return ""
+    return f"{list(tensor.shape)} placed as {', '.join(map(str, tensor.placements))}"
+
+
 def _is_plain(source: torch.Tensor) -> bool:
     """Tell whether a tensor is just its bytes, in the order of its strides."""
     is_dense = type(source) in (torch.Tensor, torch.nn.Parameter) and source.layout is torch.strided
     return is_dense and not (source.is_quantized or source.is_conj() or source.is_neg())
-
-
-class _TensorFinder(pickle.Pickler):
-    """Notices tensors in whatever it is given."""
-
-    found = False
-
-    def persistent_id(self, obj: Any) -> int | None:  # noqa: ANN401 - any part of the object
-        if not isinstance(obj, torch.Tensor):
-            return None
-        self.found = True
-        return 0
-
-
-def _hides_tensors(value: object) -> bool:
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
-        return False
-    finder = _TensorFinder(io.BytesIO())
-    try:
-        finder.dump(value)
-    except Exception:  # what cannot be pickled again was not pickled in the first place
-        return True
-    return finder.found

@@ -209,3 +209,34 @@ def placing(map_location: Any) -> Callable[[int, str], torch.UntypedStorage]:  #
         return placed if isinstance(placed, torch.UntypedStorage) else placed._untyped_storage
 
     return make
+
+
+class _TensorFinder(pickle.Pickler):
+    """Notices tensors in whatever it is given."""
+
+    found = False
+
+    def persistent_id(self, obj: Any) -> int | None:  # noqa: ANN401 - any part of the object
+        if not isinstance(obj, torch.Tensor):
+            return None
+        self.found = True
+        return 0
+
+
+def hides_tensors(value: object) -> bool:
+    """Tell whether there are tensors in a value, in whatever way it holds them.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        Whether there are, or whether nobody can tell.
+    """
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        return False
+    finder = _TensorFinder(io.BytesIO())
+    try:
+        finder.dump(value)
+    except Exception:  # what cannot be pickled again was not pickled in the first place
+        return True
+    return finder.found

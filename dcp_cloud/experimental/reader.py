@@ -210,6 +210,7 @@ class _Load:
                 )
             )
         self._run(targets, items=len(matcher.pairs))
+        matcher.fill_mappings()
         return filled, matcher.missing
 
     def _run(self, targets: list[Target], *, items: int) -> None:

@@ -41,7 +41,7 @@ class Hostile:
 class Settings:
     """A harmless class of the user's own."""
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: object) -> None:
         self.depth = depth
 
 
@@ -181,6 +181,26 @@ def test_a_model_is_not_converted_over_its_own_files(tmp_path: Path, source: str
     with pytest.raises(ConfigError, match="own files"):
         convert_checkpoint(model / source, model / target, to="safetensors", only=only)
     assert {path: path.read_bytes() for path in files(model)} == before
+
+
+def test_tensors_within_values_do_not_lose_their_data(tmp_path: Path) -> None:
+    """A tensor in a set or an object cannot be read by ranges: the entry is named, and nothing is made of it."""
+    torch.save({"a": torch.ones(2), "set": {torch.ones(2)}, "box": Settings(torch.ones(3))}, tmp_path / "m.pt")
+    for name in ("set", "box"):
+        reader = CloudTorchSaveReader(tmp_path / "m.pt", safe_globals=[Settings])
+        with pytest.raises(dcp.api.CheckpointException) as caught:
+            dcp.load({name: None}, storage_reader=reader)
+        assert isinstance(caught.value.failures[0][0], UnsupportedFormatError)
+        assert f"'{name}'" in str(caught.value.failures[0][0])
+    found = {"a": torch.zeros(2)}
+    dcp.load(found, storage_reader=CloudTorchSaveReader(tmp_path / "m.pt", safe_globals=[Settings]))
+    assert found["a"].tolist() == [1, 1]
+    for target in ("dcp", "n.pt"):
+        with pytest.raises(UnsupportedFormatError, match="holds tensors"):
+            convert_checkpoint(
+                tmp_path / "m.pt", tmp_path / target, to="dcp" if target == "dcp" else None, allow_unsafe_pickle=True
+            )
+    assert files(tmp_path) == [tmp_path / "m.pt"]
 
 
 def test_equal_names_on_two_servers_are_two_places() -> None:

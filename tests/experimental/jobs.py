@@ -17,7 +17,7 @@ from torch.distributed.checkpoint._experimental import (
 )
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from dcp_cloud import (
     CloudCheckpointWriter,
@@ -88,6 +88,28 @@ def save_and_load(uri: str, seed: int) -> list[str]:
         if not equal(tensor.to_local(), sharded.to_local()):
             differing.append(f"{name} sharded")
     return differing
+
+
+def load_into_other_layouts(uri: str) -> list[str]:
+    """Save a DTensor, load it into others whose shards on this rank have the same size; return what each gave."""
+    mesh = init_device_mesh("cpu", (1,))
+
+    def part(placement: Any, shape: tuple[int, int]) -> DTensor:
+        local = torch.zeros(4, 8)
+        return DTensor.from_local(
+            local, mesh, [placement], run_check=False, shape=torch.Size(shape), stride=(shape[1], 1)
+        )
+
+    checkpointer = make_cloud_sync_checkpointer()
+    checkpointer.save(uri, {"w": part(Shard(0), (8, 8))})
+    outcomes = []
+    for placement, shape in ((Shard(0), (8, 8)), (Shard(1), (4, 16)), (Replicate(), (4, 8)), (Shard(0), (12, 8))):
+        try:
+            checkpointer.load(uri, {"w": part(placement, shape)})
+            outcomes.append("ok")
+        except Exception as error:
+            outcomes.append(type(error).__name__)
+    return outcomes
 
 
 def same(found: dict[str, Any], saved: dict[str, Any], name: str) -> bool:

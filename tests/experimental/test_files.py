@@ -157,9 +157,12 @@ def test_a_view_costs_the_bytes_from_its_first_element_to_its_last(tmp_path: Pat
     ],
 )
 def test_what_does_not_fit_is_told(directory: str, target: dict, message: str) -> None:
-    """Other sizes, dtypes and types are one typed error before a byte is read."""
+    """Other sizes, dtypes and types are one typed error before a byte is read, and the state dict stays as it was."""
+    whole = {"name": None, "half": None, "nested": {}, **target}
+    before = dict(whole)
     with pytest.raises(StateDictMismatchError, match=message):
-        reader().read(f"file://{directory}", target)
+        reader().read(f"file://{directory}", whole)
+    assert all(whole[name] is before[name] for name in before)
 
 
 def test_map_location_decides_where_new_tensors_are(directory: str) -> None:
@@ -178,7 +181,7 @@ def test_map_location_decides_where_new_tensors_are(directory: str) -> None:
 @pytest.mark.parametrize("part_size_bytes", [1_000_003, 16 * 2**20])
 @pytest.mark.parametrize("state_dict", [None, {"model": {"weight": None}}], ids=["whole", "part"])
 def test_a_changed_byte_is_noticed(directory: str, state_dict: dict | None, part_size_bytes: int) -> None:
-    """The checksums that torch.save stores are compared, however the read was cut."""
+    """The checksums that torch.save stores are compared, however the read was cut; a state dict keeps its ``None``."""
     with open(f"{directory}/checkpoint_0.pt", "r+b") as file:
         file.seek(3_000_000)
         byte = file.read(1)
@@ -186,6 +189,7 @@ def test_a_changed_byte_is_noticed(directory: str, state_dict: dict | None, part
         file.write(bytes([byte[0] ^ 1]))
     with pytest.raises(CorruptCheckpointError, match="CRC-32"):
         reader(transfer=TransferConfig(part_size_bytes=part_size_bytes)).read(f"file://{directory}", state_dict)
+    assert state_dict in (None, {"model": {"weight": None}})
 
 
 @pytest.mark.parametrize("cut", [0, 50, 100_000, 6_000_000])

@@ -70,6 +70,12 @@ def test_a_failure_of_one_rank_is_heard_by_all(place: Place) -> None:
     assert run_ranks(2, jobs.load, uri) == ["IncompleteCheckpointError", "CheckpointNotFoundError"]
 
 
+def test_equal_shards_of_different_tensors_are_not_mixed_up(tmp_path: Path) -> None:
+    """A DTensor has to be the same whole tensor, parted the same way."""
+    outcomes = run_ranks(1, jobs.load_into_other_layouts, f"file://{tmp_path}")
+    assert outcomes == [["ok", *["StateDictMismatchError"] * 3]]
+
+
 def test_hooks_are_called_in_torchs_order(place: Place) -> None:
     """Write, pre_commit, barrier, commit, post_commit, with the arguments of save."""
     seen = run_ranks(2, jobs.save_with_hook, place())
