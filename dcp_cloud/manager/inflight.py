@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from dcp_cloud.manager.ranks import plain_error
@@ -128,6 +131,8 @@ class InFlight:
         """
         save = _Save(future, writer)
         self._saves.append(save)
+        atexit.unregister(self.report_lost)  # a manager that was closed is used again
+        atexit.register(self.report_lost)
 
         def end(done: Future[object]) -> None:
             error = done.exception()
@@ -162,6 +167,10 @@ class InFlight:
             if save.future.done():
                 save.future.was_seen = True
 
+    def release(self) -> None:
+        """Nothing is under way any more, and the process may end without a word."""
+        atexit.unregister(self.report_lost)
+
     def cancel(self) -> None:
         """Give up what has not been committed; from any thread."""
         for save in tuple(self._saves):
@@ -169,8 +178,13 @@ class InFlight:
                 save.writer.cancel()
 
     def report_lost(self) -> None:
-        """At the end of the process: say which errors nobody has asked for."""
+        """At the end of the process: say on standard error which errors nobody has asked for.
+
+        Not by the log: that may be switched off, and then nobody would ever know.
+        """
         for save in self._saves:
             error = save.future.unseen_error()
             if error is not None:
-                logger.error("step %d was not saved, and nobody asked: %s", save.future.step, error)
+                with suppress(OSError, ValueError, AttributeError):  # it may be closed, or there may be none
+                    sys.stderr.write(f"step {save.future.step} was not saved, and nobody asked: {error}\n")
+                    sys.stderr.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import signal
 from collections.abc import Mapping, Sequence
 from concurrent.futures import wait
@@ -100,7 +99,6 @@ class CheckpointManager:
         self._torch = TorchCalls(self._ranks, no_dist=no_dist, async_mode=async_mode)
         self._in_flight = InFlight(max_in_flight)
         self._preemption = Preemption(wait_for_saves=self._in_flight.wait_for_saves, give_up=self._in_flight.cancel)
-        atexit.register(self._in_flight.report_lost)
 
     @property
     def uri(self) -> str:
@@ -374,7 +372,7 @@ class CheckpointManager:
 
     def _release(self) -> None:
         self._preemption.uninstall()
-        atexit.unregister(self._in_flight.report_lost)
+        self._in_flight.release()
         self._location.store.close()
 
 

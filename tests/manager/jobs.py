@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -133,10 +134,16 @@ def be_preempted_on_a_bad_network(uri, directory, how):
     Path(directory, "not reached").touch()
 
 
-def lose_an_error(uri):
+def lose_an_error(uri, how):
     """Fail in the background and end without ever asking."""
-    store = FaultyStore(open_store(uri), faults=[Fault(kind="refuse", verb="put", times=None)])
-    CheckpointManager(uri, store=store).async_save(1, {"w": torch.ones(10)})
+    store = FaultyStore(open_store(uri), faults=[Fault(kind="refuse", verb="put", key="step-1/*", times=None)])
+    manager = CheckpointManager(uri, store=store)
+    if how == "no log":
+        logging.getLogger().addHandler(logging.NullHandler())
+    elif how == "used again":
+        manager.save(0, {"w": torch.ones(10)})
+        manager.close()
+    manager.async_save(1, {"w": torch.ones(10)})
 
 
 if __name__ == "__main__":
