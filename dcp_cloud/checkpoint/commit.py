@@ -187,21 +187,21 @@ def is_committed(read: ReadObject, key: str, committed: Metadata, *, where: str)
     return bool(object_keys(found) & object_keys(committed))
 
 
-def delete_replaced(store: ObjectStore, replaced: Metadata, current: Metadata) -> int:
+def delete_replaced(store: ObjectStore, replaced_keys: Iterable[str], current: Metadata) -> int:
     """Delete the data objects that only the replaced checkpoint named.
 
     The commit has been made, so a failure here is logged and leaves orphans for a sweep.
 
     Args:
         store: Store rooted at the checkpoint's prefix, with retries.
-        replaced: The metadata that was replaced.
+        replaced_keys: The data objects that the replaced checkpoint named.
         current: The metadata that is committed now.
 
     Returns:
         How many objects were deleted.
     """
+    keys = sorted(key for key in set(replaced_keys) - object_keys(current) if _may_delete(key))
     try:
-        keys = sorted(key for key in object_keys(replaced) - object_keys(current) if _may_delete(key))
         store.delete(keys)
     except DcpCloudError as error:
         logger.warning("objects of the replaced checkpoint remain; 'dcp-cloud sweep' will delete them: %s", error)
@@ -222,29 +222,28 @@ def delete_rank_commits(store: ObjectStore, read: ReadObject, current: Metadata,
     try:
         ranks = ((meta.key, meta.etag, rank_of_metadata_key(meta.key)) for meta in store.list())
         for key, etag in [(key, etag) for key, etag, rank in ranks if rank is not None and rank >= from_rank]:
-            replaced = load_replaced(read, key)
+            replaced_keys = load_replaced_keys(read, key)
             delete_version(store, key, etag=etag)
-            if replaced is not None:
-                delete_replaced(store, replaced, current)
+            delete_replaced(store, replaced_keys, current)
     except DcpCloudError as error:
         logger.warning("rank-local commits of an older save remain: %s", error)
 
 
-def load_replaced(read: ReadObject, key: str) -> Metadata | None:
-    """Read the metadata that is about to be replaced; None, with a warning, if it cannot be read.
+def load_replaced_keys(read: ReadObject, key: str) -> tuple[str, ...]:
+    """Read which data objects the checkpoint names that is about to be replaced; none, with a warning, if it cannot.
 
     Args:
         read: Reads an object whole.
         key: Key of the commit object.
 
     Returns:
-        The metadata, or None.
+        Their keys.
     """
     try:
-        return load_metadata(read(key)[0], key=key)
+        return tuple(object_keys(load_metadata(read(key)[0], key=key)))
     except DcpCloudError as error:
         logger.warning("the checkpoint being replaced cannot be read, so its objects are left: %s", error)
-        return None
+        return ()
 
 
 def object_keys(metadata: Metadata) -> set[str]:

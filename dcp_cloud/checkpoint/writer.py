@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch.distributed as dist
@@ -24,7 +25,7 @@ from dcp_cloud.checkpoint.commit import (
     delete_rank_commits,
     delete_replaced,
     is_committed,
-    load_replaced,
+    load_replaced_keys,
     look_before,
     object_keys,
 )
@@ -80,6 +81,7 @@ class _Save:
     use_collectives: bool = True
     before: Before | None = None
     replaced_keys: tuple[str, ...] = ()
+    knows_replaced: bool = False
     uploader: Uploader | None = None
     may_be_committed: bool = False
     # Of the requests before and after the data; those of the data end with the uploader, which cleans up behind it.
@@ -293,6 +295,11 @@ class CloudStorageWriter(StorageWriter):
         rank = None if save.use_collectives else save.rank
         return look_before(self._retrying(), rank=rank, overwrite=self._overwrite)
 
+    def _look_at_replaced(self, save: _Save, key: str) -> None:
+        # What stands there may be newer than the version that the commit is conditional on; then it is refused.
+        save.replaced_keys = load_replaced_keys(self._read_object, key)
+        save.knows_replaced = True
+
     def _describe_save(self, save_id: str) -> StorageMeta:
         """Make what ``.metadata`` says of the save as a whole."""
         return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=save_id)
@@ -314,6 +321,9 @@ class CloudStorageWriter(StorageWriter):
             save.uploader = uploader
             if save.is_cancelled:
                 uploader.pool.cancel()
+            if save.before is not None and save.before.etag is not None:
+                # Beside the data: of a large job it is hundreds of megabytes, and the commit would have to wait for it.
+                uploader.pool.submit(partial(self._look_at_replaced, save, save.before.key))
             encoder = ItemEncoder(planner, self._extensions, uploader.budget)
             upload: ObjectUpload | None = None
             objects = 0
@@ -355,7 +365,8 @@ class CloudStorageWriter(StorageWriter):
         committed.version = _DCP_VERSION
         if len(results) > 1:  # one rank knows what it has stored
             check_stored(store, results, item_end, where=self.checkpoint_id)
-        replaced = load_replaced(self._read_object, before.key) if before.etag is not None else None
+        if before.etag is not None and not save.knows_replaced:
+            self._look_at_replaced(save, before.key)
         try:
             save.may_be_committed = True
             commit(store, dump_metadata(committed), before, overwrite=self._overwrite)
@@ -363,8 +374,8 @@ class CloudStorageWriter(StorageWriter):
             if not is_committed(self._read_object, before.key, committed, where=self.checkpoint_id):
                 save.may_be_committed = False
                 raise
-        if replaced is not None:
-            delete_replaced(store, replaced, committed)
+        if save.replaced_keys:
+            delete_replaced(store, save.replaced_keys, committed)
         if before.has_rank_commits:
             delete_rank_commits(store, self._read_object, committed)
         elif before.etag is not None and not save.use_collectives and save.rank == 0:

@@ -14,6 +14,9 @@ from dcp_cloud.config import MIB
 from dcp_cloud.errors import ConfigError
 from dcp_cloud.stores.base import StoreLimits
 
+# Parts may be longer by this share, and objects of more parts are not worth it.
+_EVENED_SHARE, _FEW_PARTS = 32, 256
+
 
 @dataclass(frozen=True, slots=True)
 class Extent:
@@ -129,7 +132,8 @@ def upload_part_bytes(expected_bytes: int, *, part_size_bytes: int, limits: Stor
         limits: The provider's limits.
 
     Returns:
-        The wished length, between the provider's bounds and long enough that ``limits.max_parts`` suffice.
+        The wished length, between the provider's bounds and long enough that ``limits.max_parts`` suffice; longer by
+        up to a thirty-second if that spares the object a short last part.
 
     Raises:
         ConfigError: No part length fits an object of this size.
@@ -142,5 +146,10 @@ def upload_part_bytes(expected_bytes: int, *, part_size_bytes: int, limits: Stor
         )
     wished = max(part_size_bytes, limits.min_part_bytes)
     # A whole number of MiB: readers that align their ranges to parts then meet round offsets.
-    length = wished if needed <= wished else -(-needed // MIB) * MIB
-    return min(length, limits.max_part_bytes)
+    length = min(wished if needed <= wished else -(-needed // MIB) * MIB, limits.max_part_bytes)
+    # A gibibyte of tensors and their headers would be 64 parts and one of some kilobytes, which takes a request, and
+    # for 32 connections a whole round trip, of its own.
+    whole_parts, rest_bytes = divmod(expected_bytes, length)
+    if 0 < whole_parts <= _FEW_PARTS and 0 < rest_bytes <= whole_parts * length // _EVENED_SHARE:
+        return min(-(-expected_bytes // whole_parts), limits.max_part_bytes)
+    return length

@@ -39,6 +39,7 @@ from dcp_cloud.testing import Fault, FaultyStore, SimulatedCrash
 from dcp_cloud.testing.wrappers.base import StoreWrapper
 from dcp_cloud.tools.copy import copy_checkpoint, copy_tree
 from dcp_cloud.transfer.events import Planned, Progressed
+from dcp_cloud.transfer.ranges import upload_part_bytes
 from tests.cli.jobs import save_three_ways, save_unevenly
 from tests.support.ranks import run_ranks
 
@@ -463,7 +464,11 @@ def test_one_name_on_two_servers_is_two_places(at, files):
 def test_memory_is_bounded(files):
     """Parts are read when they are about to be sent: no more of them are held than the budget allows."""
     source, held, peak = MemoryStore(uuid.uuid4().hex), set(), [0]
-    uri = f"memory://{uuid.uuid4().hex}/to?part_size=1MiB&max_inflight=4MiB&max_concurrency=16"
+    goal = _location(f"memory://{uuid.uuid4().hex}/to?part_size=1MiB&max_inflight=4MiB&max_concurrency=16")
+    part_bytes = {
+        key: upload_part_bytes(len(content), part_size_bytes=2**20, limits=goal.store.limits)
+        for key, content in files["step-100"].items()
+    }
 
     class Counting(StoreWrapper):
         """Counts the ranges that were read and whose part was not stored yet."""
@@ -474,14 +479,14 @@ def test_memory_is_bounded(files):
                 peak[0] = max(peak[0], len(held))
             result = run()
             if request.verb == "put_part":
-                held.discard((request.key, request.index * 2**20))
+                held.discard((request.key, request.index * part_bytes[request.key]))
             return result
 
     origin = _put(_location("memory://x/from", Counting(source)), files["step-100"])
-    goal = _location(uri)
-    target = Location(uri, transfer=goal.transfer, store=Counting(goal.store), config=None, schemes=None)
+    target = Location(goal.uri, transfer=goal.transfer, store=Counting(goal.store), config=None, schemes=None)
     copy_checkpoint(origin, target)
     assert 1 <= peak[0] <= 4
+    assert held == set()
 
 
 def test_killed_and_run_again(files, tmp_path):

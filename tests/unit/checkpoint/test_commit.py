@@ -154,7 +154,7 @@ def test_only_objects_of_the_replaced_checkpoint_alone_are_deleted() -> None:
     shared, old, deeper, note = "__0_0.distcp", "__0_1.distcp", "deeper/__0_0.distcp", "note.txt"
     for key in (shared, old, deeper, note):
         put(store, key)
-    assert delete_replaced(store, naming(shared, old, deeper, note), naming(shared)) == 1
+    assert delete_replaced(store, [shared, old, deeper, note], naming(shared)) == 1
     assert keys(store) == {shared, deeper, note}
 
 
@@ -162,7 +162,7 @@ def test_a_failed_deletion_is_a_warning(caplog: pytest.LogCaptureFixture) -> Non
     """The commit has been made: what cannot be deleted is left to a sweep and logged."""
     store = faulty(new_store(), Fault("refuse", verb="delete"))
     put(store, "__0_0.distcp")
-    assert delete_replaced(store, naming("__0_0.distcp"), naming()) == 0
+    assert delete_replaced(store, ["__0_0.distcp"], naming()) == 0
     assert "sweep" in caplog.text
 
 
