@@ -1,7 +1,8 @@
 """CRC-32 at the speed of the processor, and joining checksums of neighbouring runs without reading the bytes again.
 
 ``crc32`` is zlib's function. The zlib of most Linux distributions computes it without the processor's instructions for
-it, which costs 0.45 CPU seconds per GiB, more than all the rest of an upload; isal (Intel's ISA-L) takes 0.07.
+it, which costs 0.45 CPU seconds per GiB, more than all the rest of an upload; isal (Intel's ISA-L) takes 0.07. Joining
+two sums takes isal 0.2 to 6 microseconds; in Python it is 15 to 20, and 700 for a length that was not met before.
 
 A CRC is the remainder of the bytes, seen as a polynomial over GF(2), by a fixed polynomial. Appending ``n`` bytes
 multiplies what came before by ``x**(8 * n)``, so the checksum of a whole follows from those of its parts and their
@@ -14,8 +15,13 @@ from functools import lru_cache
 
 try:
     from isal.isal_zlib import crc32
+    from isal.isal_zlib import crc32_combine as _combine_crc32
 except ImportError:  # no build for this platform
     from zlib import crc32
+
+    def _combine_crc32(crc_a: int, crc_b: int, len_b: int, /) -> int:
+        return combine_in_python(crc_a, crc_b, len_b)
+
 
 __all__ = ["combine_crc32", "combine_crc32c", "crc32"]
 
@@ -40,6 +46,11 @@ def combine_crc32(crc_a: int, crc_b: int, len_b: int) -> int:
     Returns:
         What ``zlib.crc32`` would give for both together.
     """
+    return _combine_crc32(crc_a, crc_b, len_b)
+
+
+def combine_in_python(crc_a: int, crc_b: int, len_b: int) -> int:
+    """Compute what :func:`combine_crc32` does where isal has no build."""
     return _shifted(crc_a, len_b, _CRC32) ^ crc_b
 
 
