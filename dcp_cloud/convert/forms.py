@@ -30,16 +30,47 @@ def form_of_name(uri: URILike) -> CheckpointForm | None:
         The form of a file, or None for a place.
     """
     name = part_file(uri, FILE_SUFFIXES)[1]
-    if name is None:
-        return None
+    return None if name is None else form_of_file(name)
+
+
+def form_of_file(name: str) -> CheckpointForm:
+    """Tell the form from the name of a file.
+
+    Args:
+        name: The name, with one of the known endings.
+
+    Returns:
+        The form.
+    """
     return "safetensors" if name.endswith(SUFFIX) else "torch"
 
 
-def form_of_source(uri: URILike, location: Location, store: RetryingStore) -> CheckpointForm:
+def is_place(name: str, store: RetryingStore) -> bool:
+    """Tell whether a name like a file's is that of a distributed checkpoint, as trainers name them: ``epoch=1.ckpt``.
+
+    Args:
+        name: The last part of the source's URI.
+        store: Store rooted at what is before it, with retries.
+
+    Returns:
+        Whether there is no such file, but a checkpoint's ``.metadata`` below the name.
+    """
+    for key in (name, f"{name}/{metadata_key()}"):
+        try:
+            store.head(key)
+        except BucketNotFoundError:
+            raise
+        except NotFoundError:
+            continue
+        return key != name
+    return False
+
+
+def form_of_source(name: str | None, location: Location, store: RetryingStore) -> CheckpointForm:
     """Tell the form of what is stored: from its name, or from what lies there.
 
     Args:
-        uri: The source.
+        name: Name of the source, if it is a file.
         location: The source's place.
         store: Store rooted there, with retries.
 
@@ -50,9 +81,8 @@ def form_of_source(uri: URILike, location: Location, store: RetryingStore) -> Ch
         CheckpointNotFoundError: There is no checkpoint.
         IncompleteCheckpointError: There is one that was not finished.
     """
-    named = form_of_name(uri)
-    if named is not None:
-        return named
+    if name is not None:
+        return form_of_file(name)
     try:
         store.head(metadata_key())
     except BucketNotFoundError:

@@ -16,7 +16,7 @@ from dcp_cloud.checkpoint.summary import SummaryCollector
 from dcp_cloud.checkpoint.writer import CloudStorageWriter
 from dcp_cloud.config import GIB, TransferConfig
 from dcp_cloud.convert.dcp_target import ItemStream, NewTensor, new_metadata
-from dcp_cloud.convert.forms import FILE_SUFFIXES, CheckpointForm, form_of_source, form_of_target
+from dcp_cloud.convert.forms import FILE_SUFFIXES, CheckpointForm, form_of_source, form_of_target, is_place
 from dcp_cloud.convert.torch_file import write_torch_file
 from dcp_cloud.convert.torch_reader import CloudTorchSaveReader
 from dcp_cloud.convert.values import nested, read_values
@@ -24,6 +24,7 @@ from dcp_cloud.errors import CheckpointExistsError, ConfigError, NotFoundError, 
 from dcp_cloud.format.layout import from_storage_info
 from dcp_cloud.huggingface.export import FileSplit, export_model
 from dcp_cloud.huggingface.reader import CloudHuggingFaceStorageReader
+from dcp_cloud.stores.prefix import PrefixStore
 from dcp_cloud.transfer.events import EventHook, Planned, ignore_event, only_requests
 from dcp_cloud.transfer.retry import Retrier
 from dcp_cloud.transfer.retrying import RetryingStore
@@ -115,7 +116,7 @@ def convert_checkpoint(
         target: Where to: a place, or a file with one of these endings.
         to: The form to make: ``dcp``, ``torch`` or ``safetensors``. Without it the target's name tells, or what is
             left: safetensors from a distributed checkpoint, a distributed checkpoint from anything else.
-        only: Convert only names that begin with this, and take it off: ``model.``.
+        only: Convert only names that begin with this, and take it off, with the dot behind it: ``model.``.
         allow_unsafe_pickle: Open pickles that name types which are not known to be harmless; that runs their code.
         max_shard_bytes: Begin another object when one would get longer; a tensor is never parted.
         overwrite: Whether a checkpoint at the target may be replaced.
@@ -141,7 +142,12 @@ def convert_checkpoint(
     place, name = part_file(source, FILE_SUFFIXES)
     origin = Location(place, transfer=transfer, store=source_store, config=None, schemes=None)
     retrying = RetryingStore(origin.store, Retrier(config=origin.transfer.retry, hook=hook))
-    source_form = form_of_source(source, origin, retrying)
+    if name is not None and is_place(name, retrying):
+        store = PrefixStore(origin.store, name)
+        origin = Location(place.child(name), transfer=transfer, store=store, config=None, schemes=None)
+        retrying = RetryingStore(store, Retrier(config=origin.transfer.retry, hook=hook))
+        name = None
+    source_form = form_of_source(name, origin, retrying)
     target_form = form_of_target(target, source_form, to)
     target_place, target_name = part_file(target, FILE_SUFFIXES)
     goal = _Target(
@@ -209,9 +215,9 @@ def _look(reader: CloudStorageReader, only: str) -> _Source:
     paths: dict[str, tuple[str | int, ...]] = {}
     planned: Any = metadata.planner_data if isinstance(metadata.planner_data, dict) else {}
     for name, entry in metadata.state_dict_metadata.items():
-        if not name.startswith(only) or name == only:
+        new = name[len(only) :].removeprefix(".") if only else name
+        if not name.startswith(only) or not new:
             continue
-        new = name[len(only) :]
         if isinstance(entry, TensorStorageMetadata):
             tensors[new] = NewTensor(source=name, dtype=entry.properties.dtype, shape=tuple(entry.size))
         else:

@@ -29,6 +29,7 @@ from dcp_cloud import (
     open_store,
     torch_save_to_dcp,
 )
+from dcp_cloud.errors import CheckpointNotFoundError
 from dcp_cloud.transfer.events import Planned, Progressed, RequestDone, TransferEvent
 from tests.checkpoint.conftest import every_cloud
 from tests.checkpoint.states import ALL_DTYPES, equal, odd_tensors, random_bytes, training_state, zeros_like
@@ -181,6 +182,28 @@ def test_a_small_view_of_a_long_tensor_costs_its_own_bytes(tmp_path: Path) -> No
     convert_checkpoint(tmp_path / "m.pt", tmp_path / "m.safetensors", on_event=events.append)
     read = [event for event in events if isinstance(event, RequestDone) and event.verb.startswith("get")]
     assert sum(event.size_bytes for event in read) < 120_000
+
+
+def test_a_checkpoint_whose_name_is_like_a_files_is_found(place: Place) -> None:
+    """Trainers call the directory of a distributed checkpoint ``epoch=1.ckpt``; a file of that name is still a file."""
+    state, root = {"model": {"w": torch.arange(5.0)}, "epoch": 1}, place()
+    dcp.save(state, storage_writer=CloudStorageWriter(at(root, "epoch=1.ckpt")))
+    done = convert_checkpoint(at(root, "epoch=1.ckpt"), at(root, "m.pt"))
+    assert (done.source_form, done.source) == ("dcp", at(root, "epoch=1.ckpt").partition("?")[0])
+    convert_checkpoint(at(root, "m.pt"), at(root, "again"))
+    assert equal(load_dcp(at(root, "again"), state), state)
+    with pytest.raises(CheckpointNotFoundError):
+        convert_checkpoint(at(root, "none.ckpt"), at(root, "x.safetensors"))
+
+
+@pytest.mark.parametrize("only", ["model", "model."])
+def test_a_part_is_named_without_its_dot(tmp_path: Path, only: str) -> None:
+    """Whoever leaves out the dot gets the same names."""
+    dcp.save({"model": {"w": torch.ones(3)}, "epoch": 1}, storage_writer=CloudStorageWriter(tmp_path / "dcp"))
+    convert_checkpoint(tmp_path / "dcp", tmp_path / "m.safetensors", only=only)
+    assert list(load_file(tmp_path / "m.safetensors")) == ["w"]
+    convert_checkpoint(tmp_path / "dcp", tmp_path / "m.pt", only=only)
+    assert list(torch.load(tmp_path / "m.pt")) == ["w"]
 
 
 @every_cloud

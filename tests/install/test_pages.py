@@ -10,7 +10,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
-    ("page", "example"), [("experimental", "experimental"), ("install", "install"), ("state-dicts", "state_dict")]
+    ("page", "example"),
+    [
+        ("convert", "convert"),
+        ("experimental", "experimental"),
+        ("huggingface", "huggingface"),
+        ("install", "install"),
+        ("state-dicts", "state_dict"),
+    ],
 )
 def test_a_page_holds_the_example_that_is_run(page: str, example: str) -> None:
     """The code of a page is the file in examples/, all of it, in less than 40 lines."""
