@@ -31,6 +31,7 @@ from dcp_cloud.stores.base import (
     StoreLimits,
 )
 from dcp_cloud.stores.keys import below, check_indices, range_beyond_end, total_bytes
+from dcp_cloud.stores.region import Regions
 from dcp_cloud.stores.s3_arguments import check_directory_bucket
 from dcp_cloud.stores.s3_client import S3Client
 from dcp_cloud.stores.s3_config import S3Config
@@ -128,6 +129,14 @@ class S3Store:
         except (PreconditionError, NotFoundError) as error:
             raise _lost_condition(error, condition, key) from error
         return _meta(key, total_bytes(data), answer)
+
+    def regions(self) -> Regions:
+        """See where the bucket is, and where requests are sent first."""
+        answer = self.client.call("head_bucket", subject="")
+        headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        return Regions(
+            bucket=answer.get("BucketRegion") or headers.get("x-amz-bucket-region") or None, client=self.client.region
+        )
 
     def create_multipart(self, key: str) -> S3Upload:
         """Begin an upload in parts."""

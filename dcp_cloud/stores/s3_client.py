@@ -125,6 +125,12 @@ class S3Client:
         with self._translated(operation, subject):
             return getattr(self._connect().client, operation)(**self._complete(operation, arguments))
 
+    @property
+    def region(self) -> str | None:
+        """The region for which requests are signed, unless the bucket turns out to be elsewhere."""
+        name: str | None = self._connect().client.meta.region_name
+        return name
+
     def send(self, operation: str, body: Buffers, *, key: str, replay: bool = True, **arguments: object) -> Any:  # noqa: ANN401
         """Call an operation whose body is the given buffers.
 

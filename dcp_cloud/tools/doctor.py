@@ -32,6 +32,7 @@ from dcp_cloud.errors import (
 from dcp_cloud.format.layout import data_key
 from dcp_cloud.settings import gather_settings
 from dcp_cloud.stores.base import IfAbsent, IfMatch, MultipartUpload, ObjectMeta, StoreLimits
+from dcp_cloud.stores.region import Regions, teller_of
 from dcp_cloud.stores.registry import provider_section, provider_settings
 from dcp_cloud.tools.permissions import permission_for
 from dcp_cloud.transfer.events import EventHook, ignore_event
@@ -95,13 +96,15 @@ class _Examination:
         self._scheme = location.uri.scheme
         self._store = RetryingStore(location.store, Retrier(config=_RETRY, hook=hook))
         self._directory = f"doctor-{uuid.uuid4().hex[:12]}"
-        self._error: DcpCloudError | None = None
+        # What is being tried at the moment: a check may need more than one permission, and one of them is refused.
+        self._verb = ""
 
     def run(self, *, read_only: bool) -> Generator[Finding, None, None]:
         reached = self._reach()
         yield reached
         if reached.status == "failed":
             return
+        yield from self._region()
         yield self._attempt("list", "ls, sweep", self._list)
         if not read_only:
             try:
@@ -132,6 +135,20 @@ class _Examination:
             status="ok",
             detail=f"answered in {(time.monotonic() - began_s) * 1000:.0f} ms, the credentials are accepted",
         )
+
+    def _region(self) -> Iterator[Finding]:
+        """Compare the bucket's region with the one that requests are signed for, where that is a thing."""
+        teller = teller_of(self._location.store)
+        if teller is not None:
+            ask = self._store.retrier.call
+            found = self._attempt(
+                "region", "speed", lambda: _compare(ask(teller.regions, verb="region", key=self._location.uri.root))
+            )
+            # It is no more than good to know: whoever may not ask can save and load all the same.
+            yield found if found.status != "failed" else replace(found, status="skipped")
+        elif self._scheme in ("gs", "az"):
+            detail = "requests name none here; see that the bucket is where this machine is"
+            yield Finding(check="region", needed_for="speed", status="skipped", detail=detail)
 
     def _write(self) -> Iterator[Finding]:
         meta: list[ObjectMeta] = []
@@ -213,7 +230,9 @@ class _Examination:
         raise _ignores_conditions("If-None-Match")
 
     def _replace(self, meta: list[ObjectMeta]) -> str:
+        self._verb = "get"
         first = self._store.head(self._key(0))
+        self._verb = "commit"
         meta[0] = self._location.store.put(self._key(0), [memoryview(_BYTES + b"!")], condition=IfMatch(first.etag))
         try:
             self._location.store.put(self._key(0), [memoryview(b"third")], condition=IfMatch(first.etag))
@@ -230,6 +249,7 @@ class _Examination:
         except BaseException:
             _try_to_abort(upload)
             raise
+        self._verb = "get"
         tail = memoryview(bytearray(len(_BYTES)))
         self._store.get_range(self._key(1), part.nbytes, [tail])
         if made.size_bytes != part.nbytes + len(_BYTES) or bytes(tail) != _BYTES:
@@ -237,15 +257,19 @@ class _Examination:
         return f"two parts, {made.size_bytes} bytes"
 
     def _find_uploads(self) -> str:
+        self._verb = "upload"
         upload = self._store.create_multipart(self._key(2))
         try:
             # Azure knows an upload when it has a block.
             upload.put_part(0, [memoryview(_BYTES)])
+            self._verb = "find"
             found = [one.key for one in self._store.list_multiparts(self._directory)]
         except BaseException:  # whoever may not list uploads will not find this one again
             _try_to_abort(upload)
             raise
+        self._verb = "abort"
         upload.abort()
+        self._verb = "find"
         if self._key(2) not in found:
             return "the store lists none; let a lifecycle rule of the bucket drop them"
         left: list[MultipartUpload] = list(self._store.list_multiparts(self._directory))
@@ -255,6 +279,7 @@ class _Examination:
 
     def _delete(self) -> str:
         self._store.delete([self._key(0), self._key(1)])
+        self._verb = "list"
         left = [meta.key for meta in self._store.list(self._directory)]
         if left:
             raise StoreError(
@@ -294,11 +319,12 @@ class _Examination:
         return Finding(check="latency", needed_for="speed", status="warning", detail=detail, fix=fix)
 
     def _attempt(self, check: str, needed_for: str, action: Callable[[], str | Finding]) -> Finding:
+        self._verb = check.split(" ", maxsplit=1)[0]
         try:
             seen = action()
         except DcpCloudError as error:
-            verb = check.split(" ", maxsplit=1)[0]
-            return self._failed(check, needed_for, error, fix=permission_for(self._scheme, verb, error) or error.hint)
+            fix = permission_for(self._scheme, self._verb, error) or error.hint
+            return self._failed(check, needed_for, error, fix=fix)
         if isinstance(seen, Finding):
             return seen
         return Finding(check=check, needed_for=needed_for, status="ok", detail=seen)
@@ -319,6 +345,21 @@ class _Examination:
 
     def _key(self, number: int) -> str:
         return f"{self._directory}/{data_key(0, number, '0' * 32)}"
+
+
+def _compare(regions: Regions) -> Finding:
+    check, needed = "region", "speed"
+    if regions.bucket is None:
+        return Finding(check=check, needed_for=needed, status="skipped", detail="the server names none")
+    if regions.client in (None, regions.bucket):
+        return Finding(check=check, needed_for=needed, status="ok", detail=f"the bucket is in {regions.bucket}")
+    return Finding(
+        check=check,
+        needed_for=needed,
+        status="warning",
+        detail=f"the bucket is in {regions.bucket}, requests are signed for {regions.client} and sent on from there",
+        fix=f"region={regions.bucket}, and machines in that region: bytes between regions cost money and time",
+    )
 
 
 def _try_to_abort(upload: MultipartUpload) -> None:

@@ -17,8 +17,10 @@ _PERMISSIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "put": "s3:PutObject on the objects",
             "commit": "s3:PutObject and s3:GetObject on the objects",
             "get": "s3:GetObject on the objects",
-            "upload": "s3:PutObject and s3:AbortMultipartUpload on the objects",
-            "find": "s3:ListBucketMultipartUploads on the bucket, s3:AbortMultipartUpload on the objects",
+            "upload": "s3:PutObject on the objects",
+            "find": "s3:ListBucketMultipartUploads on the bucket",
+            "abort": "s3:AbortMultipartUpload on the objects",
+            "region": "s3:ListBucket on the bucket",
             "delete": "s3:DeleteObject on the objects",
         },
         "gs": {
@@ -26,8 +28,9 @@ _PERMISSIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "put": "storage.objects.create (Storage Object User)",
             "commit": "storage.objects.create, .get and .delete (Storage Object User)",
             "get": "storage.objects.get (Storage Object Viewer)",
-            "upload": "storage.multipartUploads.create and .abort, storage.objects.create (Storage Object User)",
-            "find": "storage.multipartUploads.list and .abort (Storage Object User)",
+            "upload": "storage.multipartUploads.create and storage.objects.create (Storage Object User)",
+            "find": "storage.multipartUploads.list (Storage Object User)",
+            "abort": "storage.multipartUploads.abort (Storage Object User)",
             "delete": "storage.objects.delete (Storage Object User)",
         },
         "az": {
@@ -37,6 +40,7 @@ _PERMISSIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "get": "Storage Blob Data Reader on the container; in a shared access signature: r",
             "upload": "Storage Blob Data Contributor on the container; in a shared access signature: c, r, w",
             "find": "Storage Blob Data Contributor on the container; in a shared access signature: l, r, w",
+            "abort": "Storage Blob Data Contributor on the container; in a shared access signature: c, d, r, w",
             "delete": "Storage Blob Data Contributor on the container; in a shared access signature: d",
         },
     }
@@ -48,7 +52,7 @@ def permission_for(scheme: str, verb: str, error: DcpCloudError) -> str:
 
     Args:
         scheme: Scheme of the store.
-        verb: What was tried.
+        verb: What was tried: the request that was refused, which may be but a part of a check.
         error: What it was answered.
 
     Returns:

@@ -13,6 +13,7 @@ import pytest
 
 from dcp_cloud.checkpoint.location import Location
 from dcp_cloud.errors import NotFoundError, PermissionDeniedError
+from dcp_cloud.stores.gcs_config import GCSConfig
 from dcp_cloud.stores.memory import MemoryStore
 from dcp_cloud.stores.registry import open_store
 from dcp_cloud.testing import FaultProxy, NetworkFault
@@ -56,12 +57,22 @@ _S3 = {
     "list": _Denied("ceph", "list", "s3:ListBucket", ({"method": "GET", "query": {"list-type": "*"}},)),
     "put": _Denied("ceph", "put", "s3:PutObject", ({"method": "PUT", "query": {"partNumber": None}},)),
     "get": _Denied("ceph", "get", "s3:GetObject", ({"method": "GET", "path": "*.distcp"},)),
+    "get, after parts": _Denied(
+        "ceph", "upload in parts", "s3:GetObject", ({"method": "GET", "path": "*.distcp", "query": {"uploads": None}},)
+    ),
     "parts": _Denied("ceph", "upload in parts", "s3:PutObject", ({"method": "PUT", "query": {"partNumber": "*"}},)),
     "uploads": _Denied(
         "ceph",
         "find unfinished uploads",
         "s3:ListBucketMultipartUploads",
         ({"method": "GET", "query": {"uploads": "*"}},),
+    ),
+    "abort": _Denied(
+        "ceph",
+        "find unfinished uploads",
+        "s3:AbortMultipartUpload",
+        ({"method": "DELETE", "query": {"uploadId": "*"}},),
+        leaves=True,
     ),
     "delete": _Denied(
         "ceph",
@@ -88,6 +99,12 @@ _AZURE = {
     "put": _Denied("azurite", "put", "Contributor", ({"method": "PUT", "query": {"comp": None}},)),
     "get": _Denied("azurite", "get", "Reader", ({"method": "GET", "path": "*.distcp", "query": {"comp": None}},)),
     "parts": _Denied("azurite", "upload in parts", "Contributor", ({"method": "PUT", "query": {"comp": "block*"}},)),
+    "uploads": _Denied(
+        "azurite",
+        "find unfinished uploads",
+        "signature: l, r, w",
+        ({"method": "GET", "query": {"comp": "list", "include": "*uncommitted*"}},),
+    ),
     "delete": _Denied("azurite", "delete", "Contributor", ({"method": "DELETE"},), leaves=True),
 }
 _REFUSALS = {"ceph": "AccessDenied", "fake-gcs": "forbidden", "azurite": "AuthorizationPermissionMismatch"}
@@ -121,6 +138,69 @@ def test_each_missing_permission_is_named(denied, servers, monkeypatch):
             assert list(location.store.list()) == []
         location.store.close()
     real.delete_bucket(bucket)
+
+
+class _OtherUploads(MemoryStore):
+    """A store whose uploads in parts are another one's."""
+
+    uploads: Any = None
+
+    def create_multipart(self, key):
+        return self.uploads.create_multipart(key)
+
+    def list_multiparts(self, prefix=""):
+        return self.uploads.list_multiparts(prefix)
+
+
+@pytest.mark.parametrize(
+    ("permission", "check", "where"),
+    [
+        ("create", "upload in parts", {"method": "POST", "query": {"uploads": "*"}}),
+        ("list", "find unfinished uploads", {"method": "GET", "query": {"uploads": "*"}}),
+        ("abort", "find unfinished uploads", {"method": "DELETE", "query": {"uploadId": "*"}}),
+    ],
+)
+def test_each_missing_permission_of_uploads_in_parts_on_google_is_named(permission, check, where, bucket_uri, servers):
+    """The XML API's uploads have permissions of their own; moto speaks that API, and no other of Google's."""
+    bucket = bucket_uri("moto").removeprefix("s3://").partition("/")[0]
+    with FaultProxy(servers("moto").endpoint_url) as proxy:
+        proxy.set_faults(NetworkFault("status", **where, times=None, status=403, code="AccessDenied"))
+        google = open_store(f"gs://{bucket}/run", config=GCSConfig(endpoint_url=proxy.url, anonymous=True))
+        store = _OtherUploads(uuid.uuid4().hex)
+        store.uploads = google
+        findings = {finding.check: finding for finding in examine(_location(f"gs://{bucket}/run", store))}
+        assert proxy.strikes
+        google.close()
+    assert findings[check].status == "failed"
+    assert f"storage.multipartUploads.{permission}" in findings[check].fix
+
+
+def test_a_bucket_elsewhere_is_told(servers, monkeypatch):
+    """The bucket's region is compared with the one that requests are signed for; both are named."""
+    server, bucket = servers("moto"), f"test-{uuid.uuid4().hex[:12]}"
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    server.client().create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+    found = {}
+    for region in ("eu-west-1", "us-east-2"):
+        location = _location(server.uri(bucket, "run", region=region))
+        found[region] = next(one for one in examine(location, read_only=True) if one.check == "region")
+        location.store.close()
+    server.delete_bucket(bucket)
+    assert (found["eu-west-1"].status, found["us-east-2"].status) == ("ok", "warning")
+    assert "eu-west-1" in found["eu-west-1"].detail
+    assert "us-east-2" in found["us-east-2"].detail
+    assert "region=eu-west-1" in found["us-east-2"].fix
+
+
+@pytest.mark.parametrize("kind", ["ceph", "fake-gcs", "azurite"])
+def test_where_there_is_no_region_to_compare_that_is_said(kind, bucket_uri):
+    """A server that names no region, and providers whose requests name none, are no reason to warn."""
+    location = _location(bucket_uri(kind, "r"))
+    (region,) = (one for one in examine(location, read_only=True) if one.check == "region")
+    assert region.status in ("ok", "skipped")
+    assert region.detail
+    location.store.close()
 
 
 def test_wrong_credentials_end_the_examination(bucket_uri, monkeypatch):
