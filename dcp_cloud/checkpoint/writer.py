@@ -6,9 +6,7 @@ import copy
 import logging
 import os
 import time
-import uuid
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -34,6 +32,7 @@ from dcp_cloud.checkpoint.fetch import read_object
 from dcp_cloud.checkpoint.location import Location, StoreLike, URILike, is_checkpoint_uri
 from dcp_cloud.checkpoint.portable import portable_errors
 from dcp_cloud.checkpoint.presence import check_stored, item_end
+from dcp_cloud.checkpoint.save import Save
 from dcp_cloud.checkpoint.summary import SummaryCollector, TransferSummary
 from dcp_cloud.checkpoint.turn import Turn
 from dcp_cloud.config import TransferConfig
@@ -47,7 +46,6 @@ from dcp_cloud.errors import (
 )
 from dcp_cloud.format.layout import data_key, to_storage_info
 from dcp_cloud.format.metadata import dump_metadata
-from dcp_cloud.stores.cancel import CancelScope
 from dcp_cloud.transfer.events import EventHook, PhaseDone, Planned, ignore_event
 from dcp_cloud.transfer.retry import Retrier
 from dcp_cloud.transfer.retrying import RetryingStore
@@ -67,29 +65,6 @@ _NOT_COMMITTED = (
     CheckpointExistsError,
     TransferCancelledError,
 )
-
-
-@dataclass(slots=True)
-class _Save:
-    """A save, and where it goes."""
-
-    location: Location
-    save_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    has_begun: bool = False
-    has_ended: bool = False
-    rank: int = 0
-    use_collectives: bool = True
-    before: Before | None = None
-    replaced_keys: tuple[str, ...] = ()
-    knows_replaced: bool = False
-    uploader: Uploader | None = None
-    may_be_committed: bool = False
-    # Of the requests before and after the data; those of the data end with the uploader, which cleans up behind it.
-    scope: CancelScope = field(default_factory=CancelScope)
-
-    @property
-    def is_cancelled(self) -> bool:
-        return self.scope.is_cancelled
 
 
 class CloudStorageWriter(StorageWriter):
@@ -128,7 +103,7 @@ class CloudStorageWriter(StorageWriter):
         self._overwrite = overwrite
         self._extensions = tuple(extensions)
         self._hook = on_event or ignore_event
-        self._turn = Turn(_Save(self._place))
+        self._turn = Turn(Save(self._place))
         self.last_save: TransferSummary | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -136,7 +111,7 @@ class CloudStorageWriter(StorageWriter):
         return {**self.__dict__, "_turn": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _turn=Turn(_Save(state["_place"])))
+        self.__dict__.update(state, _turn=Turn(Save(state["_place"])))
 
     @property
     def checkpoint_id(self) -> str:
@@ -160,13 +135,13 @@ class CloudStorageWriter(StorageWriter):
                 place = copy.copy(self._place)
                 place.move(checkpoint_id)
                 self._place = place
-            self._turn.take(_Save(self._place))
+            self._turn.take(Save(self._place))
 
     def storage_meta(self) -> StorageMeta | None:
         """Name this save, for planners; the same goes into ``.metadata``."""
         with self._turn.lock:
             if self._turn.own.has_ended:
-                self._turn.take(_Save(self._place))
+                self._turn.take(Save(self._place))
             return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=self._turn.own.save_id)
 
     # torch passes rank and use_collectives only to a parameter that is literally called kwargs.
@@ -185,7 +160,7 @@ class CloudStorageWriter(StorageWriter):
         """
         with self._turn.lock:
             save = self._own_save()
-            save = self._turn.take(_Save(self._place) if save.has_begun else save)
+            save = self._turn.take(Save(self._place) if save.has_begun else save)
             save.has_begun = True
         save.use_collectives = bool(kwargs.get("use_collectives", True))
         save.rank = _rank(kwargs.get("rank"))
@@ -291,13 +266,16 @@ class CloudStorageWriter(StorageWriter):
         """Release connections; the writer may be used again."""
         self._location.store.close()
 
-    def _look_before(self, save: _Save) -> Before:
+    def _look_before(self, save: Save) -> Before:
         rank = None if save.use_collectives else save.rank
         return look_before(self._retrying(), rank=rank, overwrite=self._overwrite)
 
-    def _look_at_replaced(self, save: _Save, key: str) -> None:
+    def _look_at_replaced(self, save: Save, key: str) -> None:
         # What stands there may be newer than the version that the commit is conditional on; then it is refused.
-        save.replaced_keys = load_replaced_keys(self._read_object, key)
+        # Not by self._location: the thread that reads beside the data has begun no save of its own.
+        place = save.location
+        read = partial(read_object, place.store, transfer=place.transfer, hook=self._hook)
+        save.replaced_keys = load_replaced_keys(read, key)
         save.knows_replaced = True
 
     def _describe_save(self, save_id: str) -> StorageMeta:
@@ -308,14 +286,14 @@ class CloudStorageWriter(StorageWriter):
     def _location(self) -> Location:
         return self._turn.own.location
 
-    def _own_save(self) -> _Save:
+    def _own_save(self) -> Save:
         return self._turn.check(
             "save has begun with the same writer",
             key=self.checkpoint_id,
             hint="wait for the future of one async_save before the next one, or use a writer for each",
         )
 
-    def _write_items(self, plan: SavePlan, planner: SavePlanner, save: _Save, hook: EventHook) -> list[WriteResult]:
+    def _write_items(self, plan: SavePlan, planner: SavePlanner, save: Save, hook: EventHook) -> list[WriteResult]:
         encoded: list[EncodedItem] = []
         with Uploader(self._location.store, self._location.transfer, hook=hook) as uploader:
             save.uploader = uploader
@@ -353,7 +331,7 @@ class CloudStorageWriter(StorageWriter):
                 raise IncompleteCheckpointError("not every item of the plan was stored", key=self.checkpoint_id)
         return results
 
-    def _commit(self, metadata: Metadata, results: list[list[WriteResult]], save: _Save, store: RetryingStore) -> None:
+    def _commit(self, metadata: Metadata, results: list[list[WriteResult]], save: Save, store: RetryingStore) -> None:
         # finish without set_up_storage_writer: somebody drives the writer by hand.
         before = save.before or self._look_before(save)
         if save.is_cancelled:

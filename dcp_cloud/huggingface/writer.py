@@ -16,8 +16,9 @@ from dcp_cloud.checkpoint.commit import Before, check_complete
 from dcp_cloud.checkpoint.location import StoreLike, URILike
 from dcp_cloud.checkpoint.portable import portable_errors
 from dcp_cloud.checkpoint.presence import check_stored
+from dcp_cloud.checkpoint.save import Save
 from dcp_cloud.checkpoint.staging import row_major_blocks
-from dcp_cloud.checkpoint.writer import CloudStorageWriter, _Save
+from dcp_cloud.checkpoint.writer import CloudStorageWriter
 from dcp_cloud.config import TransferConfig
 from dcp_cloud.errors import CheckpointError, ConfigError, TransferCancelledError, UnsupportedFormatError
 from dcp_cloud.format.safetensors import emit_header, file_order
@@ -129,7 +130,7 @@ class CloudHuggingFaceStorageWriter(CloudStorageWriter):
         names = self._files.whole_files(plans)
         return [dataclasses.replace(plan, storage_data=files) for plan, files in zip(plans, names, strict=True)]
 
-    def _look_before(self, save: _Save) -> Before:
+    def _look_before(self, save: Save) -> Before:
         if not save.use_collectives:
             raise ConfigError(
                 "models in safetensors files are saved with collectives only",
@@ -141,7 +142,7 @@ class CloudHuggingFaceStorageWriter(CloudStorageWriter):
         save.replaced_keys = look_for_model(self._retrying_data(), overwrite=self._overwrite)
         return Before(key=commit_key(is_sharded=self._is_sharded), etag=None)
 
-    def _write_items(self, plan: SavePlan, planner: SavePlanner, save: _Save, hook: EventHook) -> list[WriteResult]:
+    def _write_items(self, plan: SavePlan, planner: SavePlanner, save: Save, hook: EventHook) -> list[WriteResult]:
         if self._is_sharded:
             files = self._files.shard_files(plan.items, save.rank)
         else:
@@ -181,7 +182,7 @@ class CloudHuggingFaceStorageWriter(CloudStorageWriter):
         upload.end()
         return results
 
-    def _commit(self, metadata: Metadata, results: list[list[WriteResult]], save: _Save, store: RetryingStore) -> None:  # noqa: ARG002
+    def _commit(self, metadata: Metadata, results: list[list[WriteResult]], save: Save, store: RetryingStore) -> None:  # noqa: ARG002
         if save.is_cancelled:
             raise TransferCancelledError("the save was cancelled, so nothing was committed", key=self.checkpoint_id)
         placed = check_complete(metadata, results, where=self.checkpoint_id)

@@ -331,6 +331,36 @@ def test_a_save_that_is_overtaken_at_its_commit_stays_where_it_is() -> None:
     assert made.checkpoint_id == "memory://m/second"
 
 
+class OvertakingPlanner(dcp.DefaultSavePlanner):
+    """Lets another thread move the writer while data is written."""
+
+    def __init__(self, move: Callable[[], None]) -> None:
+        super().__init__()
+        self.move = move
+
+    def resolve_data(self, write_item: Any) -> Any:
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(self.move).result()
+        return super().resolve_data(write_item)
+
+
+def test_a_save_that_is_overtaken_in_its_data_asks_at_its_own_place_only() -> None:
+    """What a save replaces is looked up where it goes, by whichever thread."""
+    places = {name: new_store() for name in ("first", "second")}
+    for store in places.values():
+        save(STATE, store)
+    seen = {name: RecordingStore(store) for name, store in places.items()}
+    made = CloudStorageWriter("memory://m/first", store=lambda uri: seen[uri.prefix.rpartition("/")[2]])
+    planner = OvertakingPlanner(lambda: made.reset("memory://m/second"))
+    error = failure(dcp.save, STATE, storage_writer=made, checkpoint_id="memory://m/first", planner=planner)
+    assert isinstance(error, ConfigError)
+    assert not seen["second"].calls
+    for store in places.values():
+        loaded = {"w": torch.zeros(1000), "n": 0}
+        load(loaded, store)
+        assert loaded["n"] == 7
+
+
 def test_a_writer_that_was_moved_in_the_main_thread_saves_in_another() -> None:
     """Whoever resets a writer himself may save in a thread that has not."""
     places = {name: new_store() for name in ("first", "second")}
