@@ -30,8 +30,8 @@ def doctor(
     """Try at a place all that saves, loads and sweeps do there, and say what to mend.
 
     Credentials, each permission, conditional writes (without which two jobs could overwrite each other), uploads in
-    parts, the region, the clock, latency, part lengths. It writes three small objects in a directory of its own, the longest one as
-    long as the provider's shortest part, and deletes them.
+    parts, the region, the clock, latency, part lengths. It writes three small objects in a directory of its own, the
+    longest one as long as the provider's shortest part, and deletes them.
 
     Exit code 1 if a check failed; warnings do not count.
     """

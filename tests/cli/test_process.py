@@ -10,11 +10,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from dcp_cloud.cli.app import _COMMANDS
+from dcp_cloud.testing.proxy import FaultProxy, NetworkFault
+from tests.cli.conftest import Ran
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -208,6 +211,64 @@ def test_a_missing_extra_is_one_clear_line(package):
     assert result.stderr == (
         f"dcp-cloud needs the package '{package}', which is not installed: in its clone, pip install '.[cli]'\n"
     )
+
+
+def interrupt(args, *, when, env=None):
+    """Run a command, send it Ctrl-C as soon as something is true, and give what it left."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "dcp_cloud.cli", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=_ROOT,
+        env=env,
+    ) as process:
+        try:
+            deadline_s = time.monotonic() + 60
+            while not when():
+                assert process.poll() is None
+                assert time.monotonic() < deadline_s
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    return Ran(process.returncode, out, err)
+
+
+@pytest.mark.parametrize("command", ["cp", "prune"])
+def test_ctrl_c_in_mid_work_ends_with_130_and_the_next_run_finishes(command, folder, bucket_uri, servers, run_process):
+    """A copy or a removal that the network holds up ends at Ctrl-C; there is no half checkpoint, and it can go on."""
+    uri, server = bucket_uri("moto"), servers("moto")
+    bucket = uri.removeprefix("s3://").partition("/")[0]
+    if command == "prune":
+        for step in ("step-100", "step-200"):
+            assert run_process("cp", f"{folder}/{step}", server.uri(bucket, f"run/{step}")).code == 0
+    fault = {
+        "cp": NetworkFault("stall", method="PUT", path="*.distcp", times=None),
+        "prune": NetworkFault("stall", method="DELETE", path="*.metadata", times=None),
+    }
+    with FaultProxy(server.endpoint_url) as proxy:
+        behind = proxy.in_front_of(server)
+        proxy.set_faults(fault[command])
+        args = {
+            "cp": ["cp", f"{folder}/step-100", behind.uri(bucket, "run/step-100"), "--json"],
+            "prune": ["prune", behind.uri(bucket, "run"), "--keep-last", "1", "--yes", "--json"],
+        }
+        ran = interrupt(args[command], when=lambda: bool(proxy.strikes), env=os.environ | behind.environment)
+    assert ran.code == 130, ran.err
+    assert json.loads(ran.out)["error"]["type"] == "Interrupted"
+    assert "Traceback" not in ran.err
+    states = json.loads(run_process("ls", uri, "--json").out or "{}").get("checkpoints", [])
+    whole = sorted(entry["step"] for entry in states if entry["state"] == "complete")
+    assert whole == {"cp": [], "prune": [100, 200]}[command]
+    again = {
+        "cp": ("cp", f"{folder}/step-100", server.uri(bucket, "run/step-100")),
+        "prune": ("prune", uri, "--keep-last", "1", "--older-than", "0s", "--yes"),
+    }
+    assert run_process(*again[command]).code == 0
+    left = json.loads(run_process("ls", uri, "--json").out)["checkpoints"]
+    assert [entry["step"] for entry in left if entry["state"] == "complete"] == {"cp": [100], "prune": [200]}[command]
 
 
 def test_ctrl_c_while_modules_are_imported_ends_with_130():

@@ -207,11 +207,12 @@ class Night:
         self._context = start_fork_server()
         self._starts = self._kills = self._terminations = 0
 
-    def run(self, duration_s: float) -> NightReport:
+    def run(self, duration_s: float, *, kills: int = 0) -> NightReport:
         """Let the job run and be killed; then see what is left.
 
         Args:
-            duration_s: How long, seconds.
+            duration_s: How long, seconds; longer if it takes longer to see a checkpoint, or to kill as often.
+            kills: How often it has to be killed with SIGKILL at least.
 
         Returns:
             The counts.
@@ -226,7 +227,11 @@ class Night:
         watcher.start()
         try:
             # On a slow machine the first lives may end before anything is committed.
-            while time.monotonic() < began_s + duration_s or not (self._directory / "watched").exists():
+            while (
+                time.monotonic() < began_s + duration_s
+                or not (self._directory / "watched").exists()
+                or self._kills < kills
+            ):
                 self._one_life(watcher)
             (self._directory / "stop").touch()
             watcher.join(60)
