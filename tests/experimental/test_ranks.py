@@ -185,16 +185,17 @@ def test_an_error_nobody_asked_for_is_raised_by_close(tmp_path: Path) -> None:
     checkpointer.close()
 
 
-def test_errors_of_any_kind_and_close_lose_no_save(tmp_path: Path) -> None:
+@every_cloud
+def test_errors_of_any_kind_and_close_lose_no_save(place: Place) -> None:
     """The process survives an error longer than a pipe, and torch's, which is no Exception; close waits for a save."""
     checkpointer = make_cloud_async_checkpointer(commit_hook=jobs.Picky())
-    outcomes = []
-    for number, options in enumerate([{"long": True}, {"torch": True}]):
-        _, written = checkpointer.save(f"file://{tmp_path}/{number}", {"a": torch.ones(2)}, **options)
+    uri, outcomes = place("last"), []
+    for options in ({"long": True}, {"torch": True}):
+        _, written = checkpointer.save(place(), {"a": torch.ones(2)}, **options)
         outcomes.append(written.exception(timeout=60))
     may_go_on = threading.Event()
     checkpointer._checkpoint_process._executor.submit(may_go_on.wait)  # the save stands in line behind this
-    _, written = checkpointer.save(f"file://{tmp_path}/last", jobs.state(0))
+    _, written = checkpointer.save(uri, jobs.state(0))
     closing = threading.Thread(target=checkpointer.close, daemon=True)
     closing.start()
     wait_until(lambda: checkpointer._write_future is None or not closing.is_alive(), "close has begun")
@@ -207,7 +208,7 @@ def test_errors_of_any_kind_and_close_lose_no_save(tmp_path: Path) -> None:
     assert len(str(long)) < 10_000
     assert isinstance(torchs, CheckpointException)
     assert written.result(timeout=1) is None
-    loaded = CloudCheckpointReader(RankInfo(global_rank=0, global_world_size=1)).read(f"file://{tmp_path}/last")[0]
+    loaded = CloudCheckpointReader(RankInfo(global_rank=0, global_world_size=1)).read(uri)[0]
     assert equal(loaded, jobs.state(0))
 
 

@@ -14,8 +14,12 @@ from dcp_cloud import (
     CloudHuggingFaceStorageReader,
     CloudHuggingFaceStorageWriter,
     CloudQuantizedHuggingFaceStorageReader,
+    StoreURI,
+    TransferConfig,
+    consolidate_safetensors,
 )
 from tests.checkpoint.states import equal, random_bytes
+from tests.support.resources import watched_memory
 
 HAS_TORCHS_OWN = hasattr(dcp, "HuggingFaceStorageWriter")
 HAS_TORCHS_QUANTISED = hasattr(dcp, "QuantizedHuggingFaceStorageReader")
@@ -69,6 +73,11 @@ def differences(state: dict[str, Any], expected: dict[str, torch.Tensor]) -> lis
 
 def save(uri: str, seed: int, options: dict[str, Any]) -> None:
     dcp.save(distributed(full_tensors(seed)), storage_writer=CloudHuggingFaceStorageWriter(uri, **options))
+
+
+def load_both(uri: str, seed: int) -> list[str]:
+    """Load the shards of a consolidating save, and what was made of them."""
+    return [*load(str(StoreURI.parse(uri).child("sharded")), seed), *load(uri, seed)]
 
 
 def load(uri: str, seed: int) -> list[str]:
@@ -147,19 +156,45 @@ def save_llama(uri: str, seed: int) -> None:
     dcp.save(sharded_llama(seed).state_dict(), storage_writer=writer)
 
 
-def load_llama(uri: str, seed: int) -> list[str]:
+def load_llama(uris: list[str], seed: int) -> list[str]:
     """Load published weights into a sharded model; return what differs from the model of that seed."""
-    state = sharded_llama(seed + 1).state_dict()
-    dcp.load(state, storage_reader=CloudHuggingFaceStorageReader(uri))
     expected = tiny_llama(seed).state_dict()
-    return [name for name in expected if not equal(state[name].full_tensor(), expected[name])]
+    differing: list[str] = []
+    for uri in uris:
+        state = sharded_llama(seed + 1).state_dict()
+        dcp.load(state, storage_reader=CloudHuggingFaceStorageReader(uri))
+        differing += [name for name in expected if not equal(state[name].full_tensor(), expected[name])]
+    return differing
 
 
-def load_quantised(uri: str, shapes: dict[str, tuple[int, ...]], dim: int) -> dict[str, torch.Tensor]:
+def load_quantised(uri: str, name: str, shape: tuple[int, ...]) -> list[torch.Tensor]:
+    """Load a quantised tensor once for each dimension that it can be sharded along."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    state = {name: distribute_tensor(torch.zeros(shape), mesh, [Shard(dim)]) for name, shape in shapes.items()}
-    dcp.load(state, storage_reader=CloudQuantizedHuggingFaceStorageReader(uri))
-    return {name: tensor.full_tensor() for name, tensor in state.items()}
+    found = []
+    for dim in range(len(shape)):
+        state = {name: distribute_tensor(torch.zeros(shape), mesh, [Shard(dim)])}
+        dcp.load(state, storage_reader=CloudQuantizedHuggingFaceStorageReader(uri))
+        found.append(state[name].full_tensor())
+    return found
+
+
+def save_columns(uri: str, rows: int, columns: int) -> None:
+    """Save a tensor of ones, each rank its columns."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    local = torch.ones(rows, columns // mesh.size())
+    whole = DTensor.from_local(
+        local, mesh, [Shard(1)], run_check=False, shape=torch.Size((rows, columns)), stride=(columns, 1)
+    )
+    dcp.save({"w": whole}, storage_writer=CloudHuggingFaceStorageWriter(uri, save_distributed=True))
+
+
+def consolidation_memory(source: str, target: str, inflight_bytes: int) -> int:
+    """Merge shards; return by how many bytes this process grew meanwhile."""
+    transfer = TransferConfig(max_inflight_bytes=inflight_bytes)
+    consolidate_safetensors(source, target + "-warm", transfer=transfer)
+    with watched_memory() as peak:
+        consolidate_safetensors(source, target, transfer=transfer)
+    return peak.growth_bytes
 
 
 def floats() -> dict[str, torch.Tensor]:

@@ -24,6 +24,7 @@ from dcp_cloud.errors import (
     UnsupportedFormatError,
 )
 from dcp_cloud.testing import Fault, FaultyStore
+from tests.checkpoint.conftest import every_cloud
 
 INDEX = "model.safetensors.index.json"
 STATE = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.arange(4)}
@@ -35,7 +36,8 @@ def uri(place: Callable[..., str]) -> str:
     return place()
 
 
-pytestmark = pytest.mark.parametrize("place", ["memory"], indirect=True)
+# Where the store does not matter.
+in_memory = pytest.mark.parametrize("place", ["memory"], indirect=True)
 
 
 def put(uri: str, name: str, data: bytes) -> None:
@@ -63,6 +65,7 @@ def outcome(call: Callable[[], object]) -> BaseException | None:
     return None
 
 
+@in_memory
 @pytest.mark.parametrize(
     ("state", "kind", "text"),
     [
@@ -85,6 +88,7 @@ def test_what_the_format_cannot_hold_is_refused_before_anything_is_replaced(
         assert load_model(uri) is None
 
 
+@every_cloud
 def test_a_missing_file_is_an_incomplete_model(uri: str) -> None:
     """A file that the index names and that is not there is not skipped."""
     save_model(uri, STATE, fqn_to_index_mapping=MAPPING)
@@ -94,12 +98,14 @@ def test_a_missing_file_is_an_incomplete_model(uri: str) -> None:
     assert "model-00002-of-00002" in str(error)
 
 
+@in_memory
 def test_a_missing_numbered_file_is_noticed_without_an_index(uri: str) -> None:
     """Names of files say how many there are."""
     put(uri, "model-00001-of-00002.safetensors", save(STATE))
     assert isinstance(load_model(uri), IncompleteCheckpointError)
 
 
+@in_memory
 def test_a_missing_last_shard_is_noticed(uri: str) -> None:
     """Shard files say how large the whole tensor is: the rest of it is missing, not smaller."""
     save_model(uri, STATE, save_distributed=True)
@@ -116,6 +122,7 @@ def test_a_missing_last_shard_is_noticed(uri: str) -> None:
     assert "shards of 'a' are missing" in str(error)
 
 
+@every_cloud
 def test_a_save_that_did_not_finish_is_no_model(uri: str) -> None:
     """A failing part fails the save and leaves nothing; files without their commit are refused."""
     store = FaultyStore(open_store(uri), faults=[Fault(kind="refuse", verb="put", nth=2)])
@@ -128,6 +135,7 @@ def test_a_save_that_did_not_finish_is_no_model(uri: str) -> None:
     assert "did not finish" in str(error)
 
 
+@every_cloud
 def test_the_index_is_gone_before_the_first_file_is_replaced(uri: str) -> None:
     """While files of the same name are replaced nothing vouches for them: a killed save leaves no mixture."""
     save_model(uri, STATE, fqn_to_index_mapping=MAPPING)
@@ -137,6 +145,7 @@ def test_the_index_is_gone_before_the_first_file_is_replaced(uri: str) -> None:
     assert isinstance(load_model(uri), DcpCloudError)
 
 
+@every_cloud
 def test_files_of_two_saves_do_not_mix(uri: str) -> None:
     """An index of one save beside a file of another is refused, though both are sound and of the same shape."""
     save_model(uri, STATE, fqn_to_index_mapping=MAPPING)
@@ -148,6 +157,7 @@ def test_files_of_two_saves_do_not_mix(uri: str) -> None:
     assert "different saves" in str(error)
 
 
+@every_cloud
 def test_a_file_that_changes_during_the_load_is_noticed(uri: str) -> None:
     """Tensors of a file that was replaced after its header was read are not handed out as a success."""
     put(uri, "model.safetensors", save(STATE))
@@ -168,6 +178,7 @@ def entry(start: int, stop: int, **changes: Any) -> dict[str, Any]:
     return {"dtype": "F32", "shape": [(stop - start) // 4], "data_offsets": [start, stop], **changes}
 
 
+@in_memory
 @pytest.mark.parametrize(
     "data",
     [
@@ -205,6 +216,7 @@ def test_a_header_that_lies_is_a_damaged_file(uri: str, data: bytes) -> None:
     assert isinstance(load_model(uri), CorruptCheckpointError)
 
 
+@in_memory
 def test_an_unknown_dtype_is_an_unsupported_file(uri: str) -> None:
     """A dtype that this torch has no name for is not read as another one."""
     put(uri, "model.safetensors", with_header({"a": entry(0, 8, dtype="F99")}, bytes(8)))
@@ -213,6 +225,7 @@ def test_an_unknown_dtype_is_an_unsupported_file(uri: str) -> None:
     assert "F99" in str(error)
 
 
+@in_memory
 @pytest.mark.parametrize(
     "index",
     [
@@ -235,6 +248,7 @@ def test_an_index_names_files_of_its_own_place_only(uri: str, index: dict[str, A
     assert isinstance(load_model(uri), CorruptCheckpointError)
 
 
+@in_memory
 def test_an_index_must_fit_its_files(uri: str) -> None:
     """A tensor that is not in the file the index names is damage, an index that is no JSON too."""
     put(uri, "model.safetensors", save(STATE))
@@ -244,6 +258,7 @@ def test_an_index_must_fit_its_files(uri: str) -> None:
     assert isinstance(load_model(uri), CorruptCheckpointError)
 
 
+@in_memory
 def test_a_tensor_in_two_files_is_ambiguous(uri: str) -> None:
     """Without an index nobody says which of two files is meant."""
     put(uri, "one.safetensors", save(STATE))
@@ -253,6 +268,7 @@ def test_a_tensor_in_two_files_is_ambiguous(uri: str) -> None:
     assert "in two files" in str(error)
 
 
+@every_cloud
 def test_an_empty_place_has_no_model(uri: str) -> None:
     """Neither a load nor a consolidation takes nothing for a model."""
     assert isinstance(load_model(uri), CheckpointNotFoundError)
@@ -260,12 +276,14 @@ def test_an_empty_place_has_no_model(uri: str) -> None:
         consolidate_safetensors(uri, "memory://elsewhere/x")
 
 
+@in_memory
 def test_a_model_of_another_shape_does_not_load(uri: str) -> None:
     """Shapes and names are compared by the planner, as with every checkpoint."""
     save_model(uri, {"a": torch.ones(5), "b": torch.arange(4)})
     assert load_model(uri) is not None
 
 
+@in_memory
 @pytest.mark.skipif(
     "use_collectives" not in inspect.signature(dcp.save).parameters, reason="dcp.save has no use_collectives here"
 )
@@ -277,6 +295,7 @@ def test_saves_without_collectives_are_refused(uri: str) -> None:
     assert list(open_store(uri).list()) == []
 
 
+@in_memory
 def test_a_cancelled_save_commits_nothing(uri: str) -> None:
     """``cancel`` works as with every writer: what was cancelled before its commit is no model."""
 

@@ -23,23 +23,22 @@ needs_torchs_own = pytest.mark.skipif(
 
 
 @every_cloud
-def test_shards_load_on_any_number_of_ranks(place: Place) -> None:
-    """Saved by two ranks, each in a file of its own, and loaded by one, two and four with the same bits."""
-    uri = place()
-    run_ranks(2, jobs.save, uri, 1, {"save_distributed": True})
-    for world_size in (1, 2, 4):
-        assert run_ranks(world_size, jobs.load, uri, 1) == [[]] * world_size
-
-
-@pytest.mark.parametrize("place", ["azurite"], indirect=True)
-def test_a_consolidating_save_is_a_published_model(place: Place, tmp_path: Path) -> None:
-    """The save merges the shards itself; what it makes opens with safetensors and loads on other numbers of ranks."""
+def test_shards_and_what_is_made_of_them_load_on_any_number_of_ranks(place: Place, tmp_path: Path) -> None:
+    """Saved by two ranks, each in a file of its own, merged by the save itself, loaded by one, two and four."""
     uri = place()
     mapping = {name: 1 + index % 2 for index, name in enumerate(jobs.PLACEMENTS)}
     options = {"save_distributed": True, "enable_consolidation": True, "fqn_to_index_mapping": mapping}
     run_ranks(2, jobs.save, uri, 3, options)
     assert equal(download_model(uri, tmp_path), jobs.full_tensors(3))
-    assert run_ranks(4, jobs.load, uri, 3) == [[]] * 4
+    for world_size in (1, 2, 4):
+        assert run_ranks(world_size, jobs.load_both, uri, 3) == [[]] * world_size
+
+
+def test_consolidation_stays_within_its_memory(tmp_path: Path) -> None:
+    """A tensor of 256 MiB, of which each row is in two files, is merged with less than 128 MiB."""
+    run_ranks(2, jobs.save_columns, f"file://{tmp_path}/m", 2**14, 2**12)
+    (grown,) = run_ranks(1, jobs.consolidation_memory, f"file://{tmp_path}/m", f"file://{tmp_path}/out", 64 * 2**20)
+    assert grown < 128 * 2**20
 
 
 @needs_torchs_own
@@ -84,28 +83,26 @@ def test_ranks_that_save_whole_tensors_do_not_overwrite_each_other(tmp_path: Pat
     assert found["rank1"].tolist() == [1.0] * 4
 
 
-@pytest.mark.parametrize("place", ["ceph"], indirect=True)
-def test_saved_models_open_in_transformers(place: Place, tmp_path: Path) -> None:
-    """A sharded model, saved by two ranks and consolidated, is what ``from_pretrained`` loads after a download."""
+@every_cloud
+def test_models_go_to_transformers_and_come_from_there(place: Place, tmp_path: Path) -> None:
+    """``from_pretrained`` loads a sharded save after a download; what ``save_pretrained`` wrote loads sharded."""
     from transformers import LlamaForCausalLM
 
     uri = place()
     run_ranks(2, jobs.save_llama, uri, 7)
-    download_model(uri, tmp_path)
-    jobs.tiny_llama(7).config.save_pretrained(tmp_path)
-    assert equal(dict(LlamaForCausalLM.from_pretrained(tmp_path).state_dict()), dict(jobs.tiny_llama(7).state_dict()))
+    download_model(uri, tmp_path / "ours")
+    jobs.tiny_llama(7).config.save_pretrained(tmp_path / "ours")
+    ours = LlamaForCausalLM.from_pretrained(tmp_path / "ours").state_dict()
+    assert equal(dict(ours), dict(jobs.tiny_llama(7).state_dict()))
 
-
-@pytest.mark.parametrize("place", ["ceph"], indirect=True)
-@pytest.mark.parametrize("shard_size", ["5GB", "20KB"], ids=["one-file", "with-index"])
-def test_published_models_load_into_sharded_ones(place: Place, tmp_path: Path, shard_size: str) -> None:
-    """What ``save_pretrained`` wrote, copied to a bucket, loads into a model sharded over two ranks."""
-    jobs.tiny_llama(8).save_pretrained(tmp_path, max_shard_size=shard_size)
-    uri = place()
-    store = open_store(uri)
-    for path in tmp_path.iterdir():
-        store.put(path.name, [memoryview(path.read_bytes())])
-    assert run_ranks(2, jobs.load_llama, uri, 8) == [[], []]
+    published = [place("one-file"), place("with-index")]
+    for target, shard_size in zip(published, ("5GB", "20KB"), strict=True):
+        directory = tmp_path / shard_size
+        jobs.tiny_llama(8).save_pretrained(directory, max_shard_size=shard_size)
+        store = open_store(target)
+        for path in directory.iterdir():
+            store.put(path.name, [memoryview(path.read_bytes())])
+    assert run_ranks(2, jobs.load_llama, published, 8) == [[], []]
 
 
 def download_model(uri: str, directory: Path) -> dict[str, torch.Tensor]:

@@ -66,23 +66,15 @@ def test_ranks_save_and_load_by_uri_alone(place: Place) -> None:
         assert run_ranks(world_size, jobs.load, uri, 1) == [[]] * world_size
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "thread",
-        pytest.param(
-            "process",
-            marks=pytest.mark.skipif(not rank_jobs.HAS_PROCESS_SAVES, reason="torch 2.6 saves in threads only"),
-        ),
-    ],
-)
-def test_background_saves_pick_our_writer(place: Place, kind: str) -> None:
+@every_cloud
+def test_background_saves_pick_our_writer(place: Place) -> None:
     """Also in the checkpoint process, where nothing is installed; a failing one is told by its type."""
-    uri = place()
-    missing = uri.replace(StoreURI.parse(uri).bucket, "no-such-bucket-anywhere")
-    outcomes = run_ranks(2, jobs.background, [missing, uri], kind, timeout_s=120)
-    assert outcomes == [["BucketNotFoundError", "ok"]] * 2
-    assert run_ranks(1, rank_jobs.load_tensors, uri, 1) == [[]]
+    uris = {kind: place(kind) for kind in ("thread", "process")[: 1 + rank_jobs.HAS_PROCESS_SAVES]}
+    missing = uris["thread"].replace(StoreURI.parse(uris["thread"]).bucket, "no-such-bucket-anywhere")
+    for kind, uri in uris.items():
+        outcomes = run_ranks(2, jobs.background, [missing, uri], kind, timeout_s=120)
+        assert outcomes == [["BucketNotFoundError", "ok"]] * 2
+        assert run_ranks(1, rank_jobs.load_tensors, uri, 1) == [[]]
 
 
 def test_installing_twice_and_uninstalling_restores_exactly() -> None:
