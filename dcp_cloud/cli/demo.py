@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from dcp_cloud.cli.session import start
+from dcp_cloud.cli.session import JsonOption, VerboseOption, start
 from dcp_cloud.demo.place import Place, embedded, given
 
 
@@ -48,24 +48,30 @@ def demo(
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the checkpoints; an embedded store then waits for Ctrl-C.")
     ] = False,
+    json: JsonOption = False,
+    verbose: VerboseOption = 0,
 ) -> None:
     """Train, save to an object store, get killed in mid-save, resume on 4 processes and on 1, and compare all numbers.
 
-    Exit code: 0 if every number is equal, 1 if one is not.
+    Exit code: 0 if every number is equal, 1 if one is not. With --json the story is told on standard error.
     """
     from dcp_cloud.demo.narrator import Narrator
-    from dcp_cloud.demo.report import show
+    from dcp_cloud.demo.report import document, show
     from dcp_cloud.demo.story import Plan, check, play
 
     signal.signal(signal.SIGTERM, _end)
-    console = start(ctx, json=False, verbose=0).out
+    session = start(ctx, json=json, verbose=verbose)
+    console = session.err if session.json else session.out
     began_s = time.monotonic()
     with _open(store, uri, model, keep=keep) as place:
         console.print(f"[bold]dcp-cloud demo[/] on {place.name}: {place.uri.root}")
         plan = Plan(uri=str(place.uri), model=model.value, steps=steps)
         with closing(Narrator(console)) as narrator:
             outcome = play(plan, place, narrator.listen)
-        ok = show(console, outcome, check(plan, outcome), store=place.name, duration_s=time.monotonic() - began_s)
+        checks, duration_s = check(plan, outcome), time.monotonic() - began_s
+        ok = show(console, outcome, checks, store=place.name, duration_s=duration_s)
+        if session.json:
+            session.emit("demo", document(outcome, checks, store=place.name, duration_s=duration_s))
         if keep:
             _explain_kept(console, place)
     raise typer.Exit(0 if ok else 1)

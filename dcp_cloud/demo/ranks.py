@@ -47,7 +47,9 @@ def run_ranks(job: Job, processes: int, listen: Callable[[Message], None]) -> No
         ]
         # One thread of arithmetic each: the ranks share the machine, and more threads would add up in another order.
         # torchrun and torch leave files in the directory for temporary ones.
-        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": _import_path(), "TMPDIR": directory}
+        # The ranks open the store as this process does; a server, which is started the same way, would not.
+        environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": _import_path(), "TMPDIR": directory}
         if sys.platform == "linux":
             environment["GLOO_SOCKET_IFNAME"] = "lo"
         with running(command, name="torchrun", directory=directory, environment=environment) as child:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -36,6 +37,41 @@ def show(console: Console, outcome: Outcome, checks: Sequence[Check], *, store: 
         f"{verdict}: {sum(check.is_true for check in checks)} of {len(checks)} checks hold, {duration_s:.0f} s",
     )
     return ok
+
+
+def document(outcome: Outcome, checks: Sequence[Check], *, store: str, duration_s: float) -> dict[str, Any]:
+    """Give what the tables show, with every step of the losses.
+
+    Args:
+        outcome: What was seen.
+        checks: What must be true.
+        store: What the store is called.
+        duration_s: How long it all took.
+
+    Returns:
+        The fields of the JSON document.
+    """
+    return {
+        "store": store,
+        "ok": all(check.is_true for check in checks),
+        "duration_s": duration_s,
+        "parameters": outcome.parameters,
+        "transfers": [
+            {
+                "job": one.act,
+                "what": one.what,
+                "step": one.step,
+                "processes": one.processes,
+                "size_bytes": one.size_bytes,
+                "duration_s": one.duration_s,
+                "requests": one.requests,
+                "retries": one.retries,
+            }
+            for one in outcome.transfers
+        ],
+        "losses": {act: {str(step): loss for step, loss in losses.items()} for act, losses in outcome.losses.items()},
+        "checks": [{"claim": one.claim, "is_true": one.is_true, "detail": one.detail} for one in checks],
+    }
 
 
 def _transfers(outcome: Outcome, store: str) -> Table:

@@ -102,6 +102,12 @@ def test_shared_options_stand_before_or_after_the_command(bucket, run):
     assert json.loads(before.out)["schema_version"] == 1
 
 
+@pytest.mark.parametrize("command", sorted(_COMMANDS))
+def test_every_command_has_a_document(command, run):
+    """No command is for people only."""
+    assert "--json" in run(*command.split(), "--help").out
+
+
 @pytest.mark.parametrize(("args", "level"), [((), logging.WARNING), (("-v",), logging.INFO), (("-vv",), logging.DEBUG)])
 def test_verbosity_sets_the_level_of_the_log(bucket, run, args, level):
     """``-v`` shows what is done, ``-vv`` everything; without, only warnings."""

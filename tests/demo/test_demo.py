@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import json
 import os
 import signal
 import subprocess
@@ -14,19 +16,24 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
 from dcp_cloud.checkpoint.catalog import CheckpointEntry
 from dcp_cloud.demo.messages import MessageReader, MessageWriter
 from dcp_cloud.demo.place import embedded, given
-from dcp_cloud.demo.story import Outcome, Plan, check
+from dcp_cloud.demo.report import show
+from dcp_cloud.demo.story import Outcome, Plan, Transfer, check
 from dcp_cloud.stores.registry import open_store
+from tests.cli.conftest import Ran, _quiet_logger, compare_golden, run
+
+__all__ = ["_quiet_logger", "run"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _LONGEST_S = 170
 
 
 @contextmanager
-def demo(tmp_path: Path, *args: str) -> Iterator[subprocess.Popen[str]]:
+def demo(tmp_path: Path, *args: str, stderr: int = subprocess.STDOUT) -> Iterator[subprocess.Popen[str]]:
     """Run the demo with temporary files of its own; kill it at the end if it is still there."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -35,7 +42,7 @@ def demo(tmp_path: Path, *args: str) -> Iterator[subprocess.Popen[str]]:
         cwd=_ROOT,
         env=os.environ | {"TMPDIR": str(scratch), "NO_COLOR": "1"},
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=stderr,
         text=True,
     )
     try:
@@ -65,10 +72,16 @@ def test_passes_in_a_place_of_the_users_and_leaves_it_as_it_was(tmp_path: Path) 
     place = tmp_path / "place"
     (place / "step-1").mkdir(parents=True)
     (place / "step-1" / ".metadata").write_bytes(b"precious")
-    with demo(tmp_path, "--uri", f"file://{place}?part_size=5MiB", "--steps", "3") as popen:
-        out, _ = popen.communicate(timeout=_LONGEST_S)
-    assert popen.returncode == 0, out
-    assert "PASSED" in out
+    with demo(
+        tmp_path, "--uri", f"file://{place}?part_size=5MiB", "--steps", "3", "--json", stderr=subprocess.PIPE
+    ) as popen:
+        out, err = popen.communicate(timeout=_LONGEST_S)
+    assert popen.returncode == 0, err
+    assert "PASSED" in err
+    told = json.loads(out)
+    assert (told["schema"], told["ok"], len(told["checks"])) == ("dcp-cloud/demo", True, 7)
+    assert told["losses"]["undisturbed"]["3"] == told["losses"]["resumed on 1"]["3"]
+    assert {(one["what"], one["processes"]) for one in told["transfers"]} >= {("save", 2), ("load", 4), ("load", 1)}
     assert [path.read_bytes() for path in place.rglob("*") if path.is_file()] == [b"precious"]
 
 
@@ -118,6 +131,23 @@ def truthful() -> Outcome:
         refused=(2, "CheckpointNotFoundError", "no"),
         listing=[entry],
     )
+
+
+def test_what_people_read(truthful: Outcome, run: Callable[..., Ran]) -> None:
+    """The tables at the end, as they were judged readable, of a demo that holds and of one that does not; the help."""
+    truthful.transfers = [
+        Transfer(act="killed", processes=2, what="save", step=1, size_bytes=20 * 2**20, duration_s=0.5, requests=9),
+        Transfer(
+            act="resumed on 4", processes=4, what="load", step=1, size_bytes=40 * 2**20, duration_s=0.25, retries=1
+        ),
+    ]
+    text = io.StringIO()
+    console = Console(file=text, width=100)
+    assert show(console, truthful, check(PLAN, truthful), store="files", duration_s=12.3)
+    spoil_loss(truthful)
+    assert not show(console, truthful, check(PLAN, truthful), store="files", duration_s=12.3)
+    compare_golden("demo.txt", text.getvalue())
+    compare_golden("demo-help.txt", run("demo", "--help").out)
 
 
 def spoil_loss(outcome: Outcome) -> None:
