@@ -14,6 +14,7 @@ from torch import _utils, _weights_only_unpickler
 
 from dcp_cloud.errors import ConfigError, CorruptCheckpointError, DcpCloudError, UnsafeCheckpointError
 from dcp_cloud.experimental.index import FileIndex, Record, checks_of
+from dcp_cloud.format.pickle_scan import RefusedInstructionError, scan_pickle
 from dcp_cloud.transfer.download import Downloader, Target
 
 
@@ -153,17 +154,18 @@ def unpickle(
         return typed[name]
 
     unpickler: Any
-    if unsafe:
-        unpickler = _Unrestricted(data, persistent_load)
-    else:
-        unpickler = _weights_only_unpickler.Unpickler(io.BytesIO(data), encoding="utf-8")
-        unpickler.persistent_load = persistent_load
     try:
+        if unsafe:
+            unpickler = _Unrestricted(data, persistent_load)
+        else:
+            scan_pickle(data, may_have_storages=True)  # torch's unpickler hashes keys of any depth
+            unpickler = _weights_only_unpickler.Unpickler(io.BytesIO(data), encoding="utf-8")
+            unpickler.persistent_load = persistent_load
         with torch.serialization.safe_globals(list(safe_globals)):
             value = unpickler.load()
     except DcpCloudError:
         raise
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, RefusedInstructionError) as error:
         raise UnsafeCheckpointError(
             "the file of a rank names something that is not allowed to be loaded",
             key=index.key,

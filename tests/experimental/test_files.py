@@ -223,6 +223,16 @@ def test_a_hostile_file_runs_nothing(tmp_path: Path) -> None:
     assert isinstance(reader(safe_globals=[Harmless]).read(uri)[0]["mine"], Harmless)
 
 
+def test_a_hostile_file_ends_nothing(tmp_path: Path) -> None:
+    """A key of a million tuples would overflow the stack of the process; it is an error."""
+    pickled = b"\x80\x02}" + b")" + b"\x85" * 1_000_000 + b"Ns."
+    writer = torch._C.PyTorchFileWriter(str(tmp_path / "checkpoint_0.pt"))
+    writer.write_record("data.pkl", pickled, len(pickled))
+    writer.write_end_of_file()
+    with pytest.raises(UnsafeCheckpointError, match="nests tuples"):
+        reader().read(f"file://{tmp_path}", {"mine": None})
+
+
 def test_strict_loads_complain(directory: str) -> None:
     """A checkpointer's strict load raises what torch's raises."""
     checkpointer = make_cloud_sync_checkpointer(rank_info=ALONE)
