@@ -27,6 +27,10 @@ def exit_codes() -> str:
     return table(["Code", "Meaning"], ([str(int(code)), meaning] for code, meaning in MEANINGS.items()))
 
 
+# Commands whose examples a test executes; the others ask, need files that somebody has, or take minutes.
+_RUN = ("ls", "verify", "diff", "cp", "prune", "sweep", "doctor", "config show")
+
+
 def _walk(before: str, group: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 - typer brings its own classes or click's
     found = []
     for name, command in group.commands.items():
@@ -45,7 +49,8 @@ def _section(name: str, command: Any) -> str:  # noqa: ANN401
         rows += [[_spelling(one), _plain(one.help) + _default(one)] for one in options]
         parts.append(table(["Argument, option", "Meaning"], rows))
     if name in _EXAMPLES:
-        parts.append("```console\n" + "\n".join(f"$ {line}" for line in _EXAMPLES[name]) + "\n```")
+        run = "<!-- run -->\n\n" if name in _RUN else ""
+        parts.append(f"{run}```console\n" + "\n".join(f"$ {line}" for line in _EXAMPLES[name]) + "\n```")
     return "\n\n".join(parts)
 
 
