@@ -48,5 +48,5 @@ def test_where_there_is_no_commit_there_is_nothing_to_copy(bucket, run):
     bucket.put("hf/model.safetensors", [memoryview(b"x")])
     ran = run("cp", "memory://bucket/hf", "memory://bucket/copy")
     assert (ran.code, ran.out) == (3, "")
-    assert "no checkpoint" in ran.err
+    assert "checkpoint is committed here" in ran.err
     assert not list(bucket.list("copy"))
