@@ -307,7 +307,7 @@ class _Run:
         if target.done is not None and memory is not None:
             target.done(memory)
         if target.memory is None:
-            progress.memory = None
+            progress.memory = memory = None  # before the budget may give it to somebody else
             self._budget.release(target.nbytes)
         self._hook(Progressed(phase=self._phase, size_bytes=target.nbytes, items=target.items))
 

@@ -303,6 +303,7 @@ class ObjectUpload:
             # Either run may have been stored last, and a provider may give each a token of its own (S3 does when it
             # encrypts with KMS): completing with the other one would be refused.
             part = request(len(turns))
+        data.clear()  # the bytes are about to be given back to the budget, and must not outlive that
         self._uploader.sent(spans)
         with self._lock:
             self._sent.append(part)
