@@ -21,6 +21,7 @@ from dcp_cloud.transfer.stall import StallWatch
 logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
+_LOOK_AGAIN_S = 30.0
 # More would overflow a float; long before that any pause has reached its bound.
 _MAX_DOUBLINGS = 64
 
@@ -103,13 +104,14 @@ class Retrier:
         if not size_bytes:
             return request()
         own = CancelScope(scope)
+        running = [own]
         if self.pace is not None:
             self.pace.acquire()
         failure: BaseException | None = None
         is_too_slow, began_s = False, self.clock()
         try:
             if self.deadlines is not None:
-                self._watch(own, size_bytes, began_s, self.deadlines)
+                self._watch(running, size_bytes, began_s, self.deadlines)
             with own:
                 return request()
         except BaseException as error:
@@ -128,17 +130,21 @@ class Retrier:
                 ) from error
             raise
         finally:
+            running.clear()
             if self.pace is not None:
                 self.pace.release(size_bytes, failure, was_too_slow=is_too_slow)
 
-    def _watch(self, own: CancelScope, size_bytes: int, began_s: float, deadlines: Deadlines) -> None:
+    def _watch(self, running: list[CancelScope], size_bytes: int, began_s: float, deadlines: Deadlines) -> None:
         """Break a request off when its time is over; there is more of it when others have come to share the link."""
         in_flight = 1 if self.pace is None else self.pace.in_flight
         left_s = began_s + allowed_s(size_bytes, in_flight) - self.clock()
-        if left_s > 0:
-            deadlines.call_in(left_s, lambda: self._watch(own, size_bytes, began_s, deadlines))
-        else:
-            own.cancel()
+        for own in tuple(running):  # none: it has ended
+            if left_s > 0:
+                # Looked at now and then, so that of thousands that have ended little is kept for minutes.
+                look_s = min(left_s, _LOOK_AGAIN_S)
+                deadlines.call_in(look_s, lambda: self._watch(running, size_bytes, began_s, deadlines))
+            else:
+                own.cancel()
 
     def _pause_s(self, error: Exception, attempt: int, *, elapsed_s: float) -> float | None:
         if not isinstance(error, TransientError) or attempt >= self.config.max_attempts:
